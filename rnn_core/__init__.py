@@ -1,0 +1,1 @@
+"""rnn_core: recurrent networks on CPUs. NumPy in, NumPy out."""
