@@ -1,0 +1,17 @@
+/* Plain C in single precision: any CPU. */
+#ifndef RC_SIMD_GENERIC_H
+#define RC_SIMD_GENERIC_H
+
+#define SIMD_NAME "generic"
+#define LANES 4
+#define TILE_VECTORS 12
+
+typedef float real;
+#define REAL_SQRT sqrtf
+#define REAL_ABS fabsf
+#define REAL_RINT rintf
+#define REAL_LDEXP ldexpf
+#define REAL_COPYSIGN copysignf
+#include "simd_scalar.h"
+
+#endif
