@@ -1,9 +1,9 @@
 """Builds rnn_core's compiled modules; everything else about the package is in pyproject.toml.
 
-rnn_core._NAME is made from src/_NAME.pyx. The C part (cpu.c, pool.c and one kernels_<isa>.c for each instruction set,
-every one with flags of its own) is linked into rnn_core._runtime alone, because its tables and its thread pool must
-exist once in a process; the other modules reach it by `cimport`. The .pxd files live in rnn_core/, since Cython
-finds them by package.
+rnn_core._NAME is made from src/_NAME.pyx, and from src/NAME.c if there is one. The rest of our C (cpu.c, pool.c and one
+kernels_<isa>.c for each instruction set, every one with flags of its own) is linked into rnn_core._runtime alone,
+because its tables and its thread pool must exist once in a process; the other modules reach it by `cimport`. The .pxd
+files live in rnn_core/, since Cython finds them by package.
 
 RNN_CORE_WERROR=1 turns every warning in our own C into an error (generated C does not pass that).
 """
@@ -17,7 +17,6 @@ from pathlib import Path
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
-OUR_C = "rnn_core._runtime"  # the module that the C part is linked into
 # No flag here may reassociate, contract or assume away NaN: the bits are a promise.
 C_FLAGS = ["-std=gnu11", "-O3", "-g0", "-ffp-contract=off", "-fno-math-errno", "-fvisibility=hidden", "-pthread"]
 WARNINGS = ["-Wall", "-Wextra", "-Werror"]
@@ -31,9 +30,15 @@ JOBS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.
 
 
 def c_sources():
-    """The C files of _runtime: those of other processors' instruction sets stay out."""
+    """Our C files; those of other processors' instruction sets stay out."""
     x86 = platform.machine().lower() in ("x86_64", "amd64")
     return [c for c in sorted(glob("src/*.c")) if x86 or Path(c).stem not in ISA_FLAGS]
+
+
+def module_of(source):
+    """The module that one of our C files is linked into."""
+    own = Path("src", f"_{Path(source).stem}.pyx")
+    return f"rnn_core.{own.stem}" if own.exists() else "rnn_core._runtime"
 
 
 def c_flags(source):
@@ -51,10 +56,10 @@ class BuildExt(build_ext):
 
     def build_extensions(self):
         with ThreadPoolExecutor(JOBS) as threads:
-            objects = list(threads.map(self.compile_c, c_sources()))
+            objects = dict(zip(c_sources(), threads.map(self.compile_c, c_sources()), strict=True))
         for ext in self.extensions:
-            if ext.name == OUR_C:
-                ext.extra_objects, ext.depends = objects, ext.depends + objects
+            ext.extra_objects = [made for source, made in objects.items() if module_of(source) == ext.name]
+            ext.depends = ext.depends + ext.extra_objects
         super().build_extensions()
 
     def compile_c(self, source):
