@@ -1,3 +1,34 @@
 """rnn_core: recurrent networks on CPUs. NumPy in, NumPy out."""
 
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+from rnn_core import _runtime as _runtime  # at once: a bad RNN_CORE_ISA or RNN_CORE_NUM_THREADS stops the import here
+
 __version__ = "0.1.0"
+
+# Public name -> the module that has it, loaded when the name is first used; a name that is itself a module of this
+# package stands for that module.
+_HOMES: dict[str, str] = {
+    "get_num_threads": "config",
+    "set_num_threads": "config",
+    "show_config": "config",
+}
+
+__all__ = ["__version__", *sorted(_HOMES)]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = import_module(f"{__name__}.{home}")
+    value = module if name == home else getattr(module, name)
+    globals()[name] = value  # the next use does not come here
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

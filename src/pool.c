@@ -1,0 +1,285 @@
+#include "pool.h"
+
+#include <signal.h>
+#include <stdalign.h>
+
+#include "cpu.h"
+
+#if defined(__x86_64__) || defined(__i386__)
+#include <immintrin.h>
+#define PAUSE() _mm_pause()
+#elif defined(__aarch64__)
+#define PAUSE() __asm__ volatile("isb") /* `yield` does nothing on most cores */
+#else
+#define PAUSE() ((void)0)
+#endif
+
+enum { SPINS = 2000, STACK_BYTES = 512 << 10 };
+
+/* All that a worker needs for a run lies in the one line that tells it to run. */
+typedef struct {
+    alignas(RC_CACHE_LINE) _Atomic unsigned ticket; /* number of the run to do; the caller writes it last */
+    int rank, size, spins;
+    unsigned fp;
+    rc_task task;
+    void *ctx;
+    alignas(RC_CACHE_LINE) _Atomic unsigned done; /* number of the last run finished; the worker writes it */
+    alignas(RC_CACHE_LINE) _Atomic int asleep;
+    pthread_mutex_t lock;
+    pthread_cond_t wake;
+} worker;
+
+static worker workers[RC_MAX_THREADS - 1];
+
+static struct {
+    alignas(RC_CACHE_LINE) _Atomic int busy; /* who sets it owns `created` and the workers' first lines */
+    int created;
+    alignas(RC_CACHE_LINE) _Atomic int threads;
+    _Atomic int cores;
+    _Atomic unsigned epoch; /* forks between the first process and this one */
+    alignas(RC_CACHE_LINE) _Atomic int caller_asleep;
+    pthread_mutex_t lock;
+    pthread_cond_t finished;
+} pool = {.threads = 1, .cores = 1, .lock = PTHREAD_MUTEX_INITIALIZER, .finished = PTHREAD_COND_INITIALIZER};
+
+static void reset_lock(pthread_mutex_t *lock, pthread_cond_t *condition)
+{
+    static const pthread_mutex_t fresh_lock = PTHREAD_MUTEX_INITIALIZER;
+    static const pthread_cond_t fresh_condition = PTHREAD_COND_INITIALIZER;
+    *lock = fresh_lock;
+    *condition = fresh_condition;
+}
+
+/* Spinning where a core is missing only keeps the one who is waited for from running. */
+static int spins_for(int size)
+{
+    return size <= atomic_load_explicit(&pool.cores, memory_order_relaxed) ? SPINS : 0;
+}
+
+/* ---- fork: only the forking thread lives on in the child; what the others held or were doing is forgotten ---- */
+
+static void after_fork_in_child(void)
+{
+    atomic_fetch_add(&pool.epoch, 1);
+    pool.created = 0;
+    atomic_store(&pool.caller_asleep, 0);
+    reset_lock(&pool.lock, &pool.finished);
+    atomic_store(&pool.busy, 0);
+}
+
+int rc_pool_init(int cores)
+{
+    static _Atomic int registered;
+    atomic_store(&pool.cores, cores < 1 ? 1 : cores);
+    rc_pool_set_threads(cores);
+    return atomic_exchange(&registered, 1) ? 0 : pthread_atfork(0, 0, after_fork_in_child);
+}
+
+void rc_pool_set_threads(int threads)
+{
+    atomic_store(&pool.threads, threads < 1 ? 1 : threads > RC_MAX_THREADS ? RC_MAX_THREADS : threads);
+}
+
+int rc_pool_threads(void)
+{
+    return atomic_load_explicit(&pool.threads, memory_order_relaxed);
+}
+
+/* ---- workers ---- */
+
+/* Sleep and wake follow one pattern everywhere: the sleeper announces itself, then looks at the word again; the waker
+ * writes the word, then looks for the announcement. All four are sequentially consistent, so that at least one of the
+ * two sees the other. */
+static void sleep_until_ticket(worker *w, unsigned seen)
+{
+    pthread_mutex_lock(&w->lock);
+    atomic_store(&w->asleep, 1);
+    while (atomic_load(&w->ticket) == seen)
+        pthread_cond_wait(&w->wake, &w->lock);
+    atomic_store(&w->asleep, 0);
+    pthread_mutex_unlock(&w->lock);
+}
+
+static unsigned wait_for_ticket(worker *w, unsigned seen, int spins)
+{
+    for (int i = 0; i < spins; i++) {
+        unsigned ticket = atomic_load_explicit(&w->ticket, memory_order_acquire);
+        if (ticket != seen)
+            return ticket;
+        PAUSE();
+    }
+    sleep_until_ticket(w, seen);
+    return atomic_load_explicit(&w->ticket, memory_order_acquire);
+}
+
+static void *worker_main(void *arg)
+{
+    worker *w = arg;
+    unsigned ticket = 0;
+    int spins = 0;
+    for (;;) {
+        ticket = wait_for_ticket(w, ticket, spins);
+        spins = w->spins; /* read before `done` is written: after that the line is the next caller's */
+        rc_fp_set(w->fp);
+        w->task(w->ctx, w->rank, w->size);
+        atomic_store(&w->done, ticket);
+        if (atomic_load(&pool.caller_asleep)) {
+            pthread_mutex_lock(&pool.lock);
+            pthread_cond_signal(&pool.finished);
+            pthread_mutex_unlock(&pool.lock);
+        }
+    }
+    return 0;
+}
+
+/* Signals are for the program's own threads: all are blocked in workers. */
+static int start_worker(worker *w)
+{
+    pthread_t thread;
+    pthread_attr_t attributes;
+    sigset_t all, before;
+    if (pthread_attr_init(&attributes))
+        return -1;
+    pthread_attr_setstacksize(&attributes, STACK_BYTES);
+    pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    int failed = pthread_create(&thread, &attributes, worker_main, w);
+    pthread_sigmask(SIG_SETMASK, &before, 0);
+    pthread_attr_destroy(&attributes);
+    return failed ? -1 : 0;
+}
+
+/* Grows the pool to `size` - 1 workers; returns the size of the team that there is. */
+static int gather(int size)
+{
+    while (pool.created < size - 1) {
+        worker *w = &workers[pool.created];
+        w->rank = pool.created + 1;
+        atomic_store(&w->ticket, 0);
+        atomic_store(&w->done, 0);
+        atomic_store(&w->asleep, 0);
+        reset_lock(&w->lock, &w->wake);
+        if (start_worker(w))
+            return pool.created + 1;
+        pool.created++;
+    }
+    return size;
+}
+
+/* ---- a run ---- */
+
+static void hand_over(worker *w, rc_task task, void *ctx, int size, int spins, unsigned fp)
+{
+    w->task = task;
+    w->ctx = ctx;
+    w->size = size;
+    w->spins = spins;
+    w->fp = fp;
+    atomic_fetch_add(&w->ticket, 1);
+    if (atomic_load(&w->asleep)) {
+        pthread_mutex_lock(&w->lock);
+        pthread_cond_signal(&w->wake);
+        pthread_mutex_unlock(&w->lock);
+    }
+}
+
+static int has_finished(worker *w)
+{
+    unsigned ticket = atomic_load_explicit(&w->ticket, memory_order_relaxed); /* our own: we hold the pool */
+    return atomic_load(&w->done) == ticket;
+}
+
+static void join_worker(worker *w, int spins)
+{
+    for (int i = 0; i < spins; i++) {
+        if (has_finished(w))
+            return;
+        PAUSE();
+    }
+    pthread_mutex_lock(&pool.lock);
+    atomic_store(&pool.caller_asleep, 1);
+    while (!has_finished(w))
+        pthread_cond_wait(&pool.finished, &pool.lock);
+    atomic_store(&pool.caller_asleep, 0);
+    pthread_mutex_unlock(&pool.lock);
+}
+
+int rc_pool_run(rc_task task, void *ctx, int want)
+{
+    int size = rc_pool_threads();
+    if (want < size)
+        size = want;
+    if (size < 2 || atomic_exchange(&pool.busy, 1)) {
+        task(ctx, 0, 1);
+        return 1;
+    }
+    unsigned epoch = atomic_load_explicit(&pool.epoch, memory_order_relaxed);
+    size = gather(size);
+    int spins = spins_for(size);
+    unsigned fp = rc_fp_get();
+    for (int i = 0; i < size - 1; i++)
+        hand_over(&workers[i], task, ctx, size, spins, fp);
+    task(ctx, 0, size);
+    /* If the task forked, this is the child: it has no workers to join, and its pool was released by the handler. */
+    if (atomic_load_explicit(&pool.epoch, memory_order_relaxed) != epoch)
+        return size;
+    for (int i = 0; i < size - 1; i++)
+        join_worker(&workers[i], spins);
+    atomic_store(&pool.busy, 0);
+    return size;
+}
+
+/* ---- barrier ---- */
+
+enum { ONE_PHASE = 1 << 16, ARRIVALS = ONE_PHASE - 1 };
+
+void rc_barrier_init(rc_barrier *b, int size)
+{
+    int threads = rc_pool_threads(); /* a part of a team shares the cores with the rest of it */
+    b->size = size;
+    b->spins = spins_for(size > threads ? size : threads);
+    b->epoch = atomic_load(&pool.epoch);
+    atomic_init(&b->state, 0);
+    atomic_init(&b->sleepers, 0);
+    reset_lock(&b->lock, &b->wake);
+}
+
+static int same_phase(unsigned a, unsigned b)
+{
+    return (a ^ b) < ONE_PHASE;
+}
+
+static void barrier_sleep(rc_barrier *b, unsigned before)
+{
+    if (atomic_load(&pool.epoch) != b->epoch)
+        return;
+    pthread_mutex_lock(&b->lock);
+    atomic_fetch_add(&b->sleepers, 1);
+    while (same_phase(atomic_load(&b->state), before))
+        pthread_cond_wait(&b->wake, &b->lock);
+    atomic_fetch_sub(&b->sleepers, 1);
+    pthread_mutex_unlock(&b->lock);
+}
+
+void rc_barrier_wait(rc_barrier *b)
+{
+    if (b->size < 2)
+        return;
+    unsigned before = atomic_fetch_add(&b->state, 1);
+    if ((int)(before & ARRIVALS) + 1 == b->size) { /* the last one opens the next phase, with no arrivals in it */
+        atomic_store(&b->state, (before | ARRIVALS) + 1);
+        if (atomic_load(&b->sleepers)) {
+            pthread_mutex_lock(&b->lock);
+            pthread_cond_broadcast(&b->wake);
+            pthread_mutex_unlock(&b->lock);
+        }
+        return;
+    }
+    for (int i = 0; i < b->spins; i++) {
+        if (!same_phase(atomic_load_explicit(&b->state, memory_order_acquire), before))
+            return;
+        PAUSE();
+    }
+    barrier_sleep(b, before);
+}
