@@ -29,6 +29,7 @@ lint: .venv/built
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	RNN_CORE_WERROR=1 $(BIN)/python setup.py --quiet build_ext --inplace
+	$(CC) -std=gnu11 -Wall -Wextra -Werror -fsyntax-only -Isrc $(wildcard tests/native/*.c benchmarks/*.c)
 
 test-peers: .venv-peers/made
 	.venv-peers/bin/python -m pytest -q tests/peers $(ARGS)
