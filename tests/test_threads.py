@@ -1,0 +1,216 @@
+"""One layer and many Python threads, Ctrl-C, and a fork after use."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from cases import KINDS, Case, cell_of, parts, public, python_env, run_python, same
+
+# ---- Many Python threads -------------------------------------------------------------------------------------------
+
+
+def in_threads(work, n=8):
+    """work(i) for i in range(n), all at once in threads of their own; raises what they raise."""
+    with ThreadPoolExecutor(n) as pool:
+        return list(pool.map(work, range(n)))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_many_threads_call_one_layer(kind, threads):
+    threads(2)
+    sizes = {
+        "hidden_size": 70,
+        "input_size": 20,
+        "num_layers": 2,
+        "bidirectional": True,
+        "bias": True,
+        "proj_size": 0,
+        "B": 6,
+    }
+    cases = [Case.random(kind, 30, **sizes, T=T) for T in (3, 11, 30)]
+    layer = cases[0].layer()
+    arrays = [case.arrays() for case in cases]
+    want = [layer(x, public(state), case.lengths) for case, (x, state, *_) in zip(cases, arrays)]
+
+    def work(i):
+        for turn in range(12):
+            n = (i + turn) % len(cases)
+            x, state, _, _ = arrays[n]
+            y, final = layer(x, public(state), cases[n].lengths)
+            same((y, *parts(final)), (want[n][0], *parts(want[n][1])), i, turn, cases[n])
+
+    in_threads(work)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_tapes_made_at_once_give_the_gradients_of_one_thread(kind, threads):
+    threads(2)
+    case = Case.random(kind, 31, hidden_size=50, T=12, B=5)
+    layer = case.layer()
+    x, state, dy, dstate = case.arrays()
+
+    def gradients(tape):
+        layer.zero_grad()
+        dx, dinitial = layer.backward(tape, dy, public(dstate))
+        return (dx, *parts(dinitial), *(g.copy() for g in layer.grads.values()))
+
+    want = gradients(layer.forward(x, public(state), case.lengths)[2])
+    for tape in in_threads(lambda _: layer.forward(x, public(state), case.lengths)[2]):
+        same(gradients(tape), want, case)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_many_threads_step_one_cell(kind):
+    sizes = {"hidden_size": 33, "num_layers": 1, "bidirectional": False, "proj_size": 0, "T": 1, "B": 3}
+    case = Case.random(kind, 32, **sizes, with_state=True)
+    cell = cell_of(case.layer(), case)
+    x, state, _, _ = case.arrays()
+    x, state = x[0], tuple(s[0] for s in state)
+
+    def work(_):
+        held = public(tuple(s.copy() for s in state))
+        for _ in range(200):
+            held = cell.step(x, held, out=held)
+        return parts(held)
+
+    want = work(0)
+    for found in in_threads(work):
+        same(found, want, case)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_writing_weights_while_others_read_tears_nothing(kind):
+    """Every result is that of the old or of the new weights, packed whole."""
+    case = Case.random(kind, 33, hidden_size=60, num_layers=1, proj_size=0, T=2, B=2, lengths=None)
+    layer = case.layer()
+    x, state, _, _ = case.arrays()
+    old = layer.state_dict()
+    new = {key: -p for key, p in old.items()}
+    want = [layer(x, public(state))[0]]
+    layer.assign("weight_hh_l0", new["weight_hh_l0"])
+    want.append(layer(x, public(state))[0])
+    good = {w.tobytes() for w in want}
+
+    def work(i):
+        for turn in range(60):
+            if i == 0:
+                layer.assign("weight_hh_l0", (old, new)[turn % 2]["weight_hh_l0"])
+            else:
+                assert layer(x, public(state))[0].tobytes() in good, (turn, case)
+
+    in_threads(work, 4)
+
+
+# ---- Ctrl-C --------------------------------------------------------------------------------------------------------
+
+LONG_CALL = """
+import signal, sys, threading, time
+import numpy as np
+import rnn_core as rc
+signal.signal(signal.SIGINT, signal.default_int_handler)
+way, threads = sys.argv[1], int(sys.argv[2])
+rc.set_num_threads(threads)
+layer = rc.LSTM(1, 1536, seed=1)
+x = np.ones((100, 80, 1) if way == "backward" else (20000, 1, 1), np.float32)
+call = {"infer": lambda: layer(x), "forward": lambda: layer.forward(x)}.get(way)
+if way == "backward":
+    y, _, tape = layer.forward(x)
+    def call():
+        while True:
+            layer.backward(tape, y)
+small = x[:3, :1]
+want = layer(small)[0].copy()
+print("ready", flush=True)
+try:
+    call()
+    print("ended by itself")
+except KeyboardInterrupt:
+    print(time.monotonic(), flush=True)
+print(np.array_equal(layer(small)[0], want))
+"""
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("way", ["infer", "forward", "backward"])
+def test_ctrl_c_ends_a_long_call(way, threads):
+    child = subprocess.Popen(
+        [sys.executable, "-c", LONG_CALL, way, str(threads)],
+        env=python_env({}),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert child.stdout.readline() == "ready\n", child.stderr.read()
+        time.sleep(0.2)
+        sent = time.monotonic()
+        child.send_signal(signal.SIGINT)
+        out, err = child.communicate(timeout=60)
+    finally:
+        child.kill()
+        child.wait()
+    ended, usable = out.split("\n")[:2]
+    assert usable == "True" and child.returncode == 0, (out, err)
+    late = float(ended) - sent
+    assert late < 1.0, f"{late:.3f} s; 0.1 on an idle machine"
+
+
+# ---- Fork ----------------------------------------------------------------------------------------------------------
+
+FORK = """
+import os, signal, warnings
+import numpy as np
+import rnn_core as rc
+warnings.simplefilter("ignore", DeprecationWarning)  # fork beside the pool's threads is what is tested
+rc.set_num_threads(2)
+layer = rc.GRU(64, 300, 2, seed=1)
+x = np.random.default_rng(0).standard_normal((20, 16, 64)).astype(np.float32)
+def work():
+    y, _, tape = layer.forward(x)
+    layer.zero_grad()
+    dx, _ = layer.backward(tape, y)
+    return layer(x)[0].tobytes() + dx.tobytes() + b"".join(g.tobytes() for g in layer.grads.values())
+want = work()
+for _ in range(3):
+    child = os.fork()
+    if child == 0:
+        signal.alarm(30)
+        grandchild = os.fork()
+        good = work() == want
+        if grandchild:
+            good = good and os.waitpid(grandchild, 0)[1] == 0
+        os._exit(0 if good else 1)
+    assert work() == want
+    assert os.waitpid(child, 0)[1] == 0
+print("good")
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_both_sides_of_a_fork_work():
+    assert run_python(FORK) == "good\n"
+
+
+WORKERS = """
+import multiprocessing
+import numpy as np
+import rnn_core as rc
+rc.set_num_threads(2)
+layer = rc.LSTM(30, 200, seed=1)
+x = np.ones((10, 12, 30), np.float32)
+def work(_):
+    return layer(x)[0].tobytes()
+want = work(0)
+with multiprocessing.get_context("fork").Pool(3) as pool:
+    assert pool.map(work, range(12)) == [want] * 12
+print("good")
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_pool_of_forked_workers():
+    assert run_python("import warnings; warnings.simplefilter('ignore')\n" + WORKERS) == "good\n"
