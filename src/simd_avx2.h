@@ -8,6 +8,7 @@
 #define SIMD_NAME "avx2"
 #define LANES 8
 #define TILE_VECTORS 12 /* accumulators of a GEMM tile; the other 4 of 16 registers hold its operands */
+#define MAX_ROWS 8 /* of a tile */
 
 typedef float real;
 typedef __m256 vf;

@@ -8,6 +8,7 @@
 #define SIMD_NAME "avx512"
 #define LANES 16
 #define TILE_VECTORS 24 /* accumulators of a GEMM tile; the other 8 of 32 registers hold its operands */
+#define MAX_ROWS 8 /* of a tile */
 
 typedef float real;
 typedef __m512 vf;

@@ -5,6 +5,7 @@
 #define SIMD_NAME "float64"
 #define LANES 4
 #define TILE_VECTORS 12
+#define MAX_ROWS 4 /* of a tile */
 
 typedef double real;
 #define RC_REAL_IS_DOUBLE 1

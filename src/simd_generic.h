@@ -5,6 +5,7 @@
 #define SIMD_NAME "generic"
 #define LANES 4
 #define TILE_VECTORS 12
+#define MAX_ROWS 4 /* of a tile */
 
 typedef float real;
 #define REAL_SQRT sqrtf

@@ -1,0 +1,216 @@
+/* The cells. Each one's forward and backward stand side by side; equations and gate orders are in docs/equations.md.
+ *
+ * Forward gets the vectors of one unit vector (LANES hidden units) of one sequence while they are in registers:
+ * z[g] holds the pre-activation of gate g. Backward gets dh of the same units and what forward saved.
+ */
+
+/* Where unit vector j of a row lies. */
+INLINE real *unit_of(const rc_rows *rows, ptrdiff_t row, ptrdiff_t j) { return row_of(rows, row) + j * LANES; }
+
+INLINE vf load_or_zero(const rc_rows *rows, ptrdiff_t row, ptrdiff_t j, ptrdiff_t units) {
+    if (!has_rows(rows)) return v_zero();
+    ptrdiff_t left = units - j * LANES;
+    const real *p = unit_of(rows, row, j);
+    return left >= LANES ? v_load(p) : v_load_n(p, left);
+}
+
+/* Store vector j of a row that has exactly `units` elements. */
+INLINE void store_units(real *row, ptrdiff_t j, ptrdiff_t units, vf v) {
+    ptrdiff_t left = units - j * LANES;
+    if (left >= LANES) v_store(row + j * LANES, v);
+    else v_store_n(row + j * LANES, v, left);
+}
+
+INLINE void save_gates(const rc_step *s, ptrdiff_t row, ptrdiff_t j, const int gates, const vf *g) {
+    if (!has_rows(&s->saved)) return;
+    real *p = row_of(&s->saved, row) + j * gates * LANES;
+    UNROLL for (int i = 0; i < gates; i++) v_store(p + i * LANES, g[i]);
+}
+
+INLINE void emit_h(const rc_step *s, ptrdiff_t row, ptrdiff_t j, vf h) {
+    v_store(unit_of(&s->h_next, row, j), h);
+    if (has_rows(&s->y)) store_units(row_of(&s->y, row), j, s->shape.units, h);
+}
+
+INLINE vf one_minus(vf a) { return v_sub(v_set1(1), a); }
+/* Derivatives from the activated value. */
+INLINE vf d_sigmoid(vf s) { return v_mul(s, one_minus(s)); }
+INLINE vf d_tanh(vf t) { return v_fnma(t, t, v_set1(1)); }
+
+/* dz of gate g (in the order of rc_step_back) of unit vector j */
+INLINE void emit_dz(const rc_step_back *s, ptrdiff_t row, ptrdiff_t j, int g, vf dz) {
+    store_units(row_of(&s->dz, row) + g * s->units, j, s->units, dz);
+}
+
+/* ---------------------------------------------------------------------------------------------------------- RNN
+ * h = tanh(z) or max(z, 0) */
+
+INLINE void rnn_forward(const rc_step *s, ptrdiff_t row, ptrdiff_t j, const vf *z) {
+    vf h = s->cell == RC_RNN_TANH ? v_tanh(z[0]) : v_max(v_zero(), z[0]);
+    save_gates(s, row, j, 1, &h);
+    emit_h(s, row, j, h);
+}
+
+INLINE void rnn_backward(const rc_step_back *s, ptrdiff_t row, ptrdiff_t j, vf dh) {
+    vf h = v_load(unit_of(&s->saved, row, j));
+    vf dz = s->cell == RC_RNN_TANH ? v_mul(dh, d_tanh(h)) : v_lt(v_zero(), h, dh, v_zero());
+    emit_dz(s, row, j, 0, dz);
+    v_store(unit_of(&s->dh, row, j), v_zero());
+}
+
+/* --------------------------------------------------------------------------------------------------------- LSTM
+ * i, f, o = sigmoid(z_i, z_f, z_o), g = tanh(z_g);  c = f c_prev + i g;  h = o tanh(c) */
+
+INLINE void lstm_forward(const rc_step *s, ptrdiff_t row, ptrdiff_t j, const vf *z) {
+    vf gate[4] = {v_sigmoid(z[0]), v_sigmoid(z[1]), v_tanh(z[2]), v_sigmoid(z[3])};
+    real *c_row = unit_of(&s->c, row, j);
+    vf c_prev = v_load(c_row);
+    vf c = v_fma(gate[1], c_prev, v_mul(gate[0], gate[2]));
+    save_gates(s, row, j, 4, gate);
+    if (has_rows(&s->saved_c)) v_store(unit_of(&s->saved_c, row, j), c_prev);
+    v_store(c_row, c);
+    emit_h(s, row, j, v_mul(gate[3], v_tanh(c)));
+}
+
+INLINE void lstm_backward(const rc_step_back *s, ptrdiff_t row, ptrdiff_t j, vf dh) {
+    const real *gate = row_of(&s->saved, row) + j * 4 * LANES;
+    vf i = v_load(gate), f = v_load(gate + LANES), g = v_load(gate + 2 * LANES), o = v_load(gate + 3 * LANES);
+    vf c_prev = v_load(unit_of(&s->saved_c, row, j));
+    vf tanh_c = v_tanh(v_fma(f, c_prev, v_mul(i, g)));
+    real *dc_row = unit_of(&s->dc, row, j);
+    vf dc = v_fma(v_mul(dh, o), d_tanh(tanh_c), v_load(dc_row));
+    emit_dz(s, row, j, 0, v_mul(v_mul(dc, g), d_sigmoid(i)));
+    emit_dz(s, row, j, 1, v_mul(v_mul(dc, c_prev), d_sigmoid(f)));
+    emit_dz(s, row, j, 2, v_mul(v_mul(dc, i), d_tanh(g)));
+    emit_dz(s, row, j, 3, v_mul(v_mul(dh, tanh_c), d_sigmoid(o)));
+    v_store(dc_row, v_mul(dc, f));
+    v_store(unit_of(&s->dh, row, j), v_zero());
+}
+
+/* ---------------------------------------------------------------------------------------------------------- GRU
+ * r, z = sigmoid(z_r, z_z);  n = tanh(x_n + r (R_n h + b_hn));  h = (1 - z) n + z h_prev = n + z (h_prev - n) */
+
+INLINE vf gru_mix(vf z, vf n, vf h_prev) { return v_fma(z, v_sub(h_prev, n), n); }
+
+INLINE void gru_forward(const rc_step *s, ptrdiff_t row, ptrdiff_t j, const vf *z) {
+    vf x_n = v_load(row_of(&s->gates, row) + (j * 3 + 2) * LANES);
+    vf gate[4] = {v_sigmoid(z[0]), v_sigmoid(z[1]), v_zero(), z[2]};
+    gate[2] = v_tanh(v_fma(gate[0], z[2], x_n));
+    save_gates(s, row, j, 4, gate);
+    emit_h(s, row, j, gru_mix(gate[1], gate[2], v_load(unit_of(&s->h_prev, row, j))));
+}
+
+INLINE void gru_backward(const rc_step_back *s, ptrdiff_t row, ptrdiff_t j, vf dh) {
+    const real *gate = row_of(&s->saved, row) + j * 4 * LANES;
+    vf r = v_load(gate), z = v_load(gate + LANES), n = v_load(gate + 2 * LANES), h_n = v_load(gate + 3 * LANES);
+    vf h_prev = load_or_zero(&s->h_prev, row, j, s->units);
+    vf dn = v_mul(v_mul(dh, one_minus(z)), d_tanh(n));
+    emit_dz(s, row, j, 0, dn);
+    emit_dz(s, row, j, 1, v_mul(v_mul(dn, h_n), d_sigmoid(r)));
+    emit_dz(s, row, j, 2, v_mul(v_mul(dh, v_sub(h_prev, n)), d_sigmoid(z)));
+    emit_dz(s, row, j, 3, v_mul(dn, r));
+    v_store(unit_of(&s->dh, row, j), v_mul(dh, z));
+}
+
+/* ----------------------------------------------------------------------------- GRU with the reset gate before R_n
+ * r, z = sigmoid(z_r, z_z);  n = tanh(x_n + b_hn + R_n (r h));  h = n + z (h_prev - n)     (Cho et al. 2014)
+ * Two products a step, so two phases: R_n needs r h of all units. */
+
+INLINE void gru_rz_forward(const rc_step *s, ptrdiff_t row, ptrdiff_t j, const vf *z) {
+    vf r = v_sigmoid(z[0]), update = v_sigmoid(z[1]);
+    v_store(unit_of(&s->reset, row, j), v_mul(r, v_load(unit_of(&s->h_prev, row, j))));
+    v_store(unit_of(&s->c, row, j), update);
+    if (!has_rows(&s->saved)) return;
+    real *p = row_of(&s->saved, row) + j * 3 * LANES;
+    v_store(p, r);
+    v_store(p + LANES, update);
+}
+
+INLINE void gru_n_forward(const rc_step *s, ptrdiff_t row, ptrdiff_t j, const vf *z) {
+    vf n = v_tanh(z[0]);
+    if (has_rows(&s->saved)) v_store(row_of(&s->saved, row) + (j * 3 + 2) * LANES, n);
+    emit_h(s, row, j, gru_mix(v_load(unit_of(&s->c, row, j)), n, v_load(unit_of(&s->h_prev, row, j))));
+}
+
+INLINE void gru_n_backward(const rc_step_back *s, ptrdiff_t row, ptrdiff_t j, vf dh) {
+    const real *gate = row_of(&s->saved, row) + j * 3 * LANES;
+    vf z = v_load(gate + LANES), n = v_load(gate + 2 * LANES);
+    vf h_prev = load_or_zero(&s->h_prev, row, j, s->units);
+    emit_dz(s, row, j, 0, v_mul(v_mul(dh, one_minus(z)), d_tanh(n)));
+    emit_dz(s, row, j, 2, v_mul(v_mul(dh, v_sub(h_prev, n)), d_sigmoid(z)));
+    v_store(unit_of(&s->dh, row, j), v_mul(dh, z));
+}
+
+/* d(r h) has come back through R_n. */
+INLINE void gru_rz_backward(const rc_step_back *s, ptrdiff_t row, ptrdiff_t j) {
+    vf r = v_load(row_of(&s->saved, row) + j * 3 * LANES);
+    vf d_reset = v_load(unit_of(&s->reset, row, j));
+    vf h_prev = load_or_zero(&s->h_prev, row, j, s->units);
+    real *dh = unit_of(&s->dh, row, j);
+    emit_dz(s, row, j, 1, v_mul(v_mul(d_reset, h_prev), d_sigmoid(r)));
+    v_store(dh, v_fma(d_reset, r, v_load(dh)));
+}
+
+/* --------------------------------------------------------------------------------------------- tiles to cells */
+
+/* What gate v of unit vector j starts from; for kinds without gates, v counts the panel's unit vectors. */
+INLINE vf step_start(enum kind kind, const rc_step *s, ptrdiff_t row, ptrdiff_t panel, int v) {
+    const real *gates = row_of(&s->gates, row);
+    switch (kind) {
+    case LSTM: return v_load(gates + (panel * 4 + v) * LANES);
+    case GRU: return v == 2 ? v_load((const real *)s->bias + panel * LANES) : v_load(gates + (panel * 3 + v) * LANES);
+    case GRU_RZ: return v_load(gates + (panel * 3 + v) * LANES);
+    case GRU_N: return v_load(gates + ((panel * 4 + v) * 3 + 2) * LANES);
+    default: return v_load(gates + (panel * 4 + v) * LANES);
+    }
+}
+
+/* The cell on a finished tile: `rows` rows of one panel, or one row of `panels` panels. Not inlined, so that each
+ * cell's code stands once and not once for each shape of a tile; z comes through the stack, in L1. */
+static __attribute__((noinline)) void step_finish(const rc_step *s, ptrdiff_t row, ptrdiff_t panel, int tiles,
+                                                  int down, int vectors, vf z[][4]) {
+    for (int i = 0; i < tiles; i++, row += down, panel += !down) {
+        switch (s->cell) {
+        case RC_LSTM: lstm_forward(s, row, panel, z[i]); break;
+        case RC_GRU: gru_forward(s, row, panel, z[i]); break;
+        case RC_GRU_RESET_BEFORE:
+            if (s->phase == 0) gru_rz_forward(s, row, panel, z[i]);
+            else for (int v = 0; v < vectors; v++) gru_n_forward(s, row, panel * 4 + v, z[i] + v);
+            break;
+        default:
+            for (int v = 0; v < vectors; v++) rnn_forward(s, row, panel * 4 + v, z[i] + v);
+        }
+    }
+}
+
+static void step(const rc_step *s) {
+    const product g = {&s->shape, s->packed, &s->h_prev, s, s->row_begin, s->row_end, s->panel_begin, s->panel_end,
+                       s->chains};
+    switch (s->cell) {
+    case RC_LSTM: run_gates(LSTM, 4, &g); break;
+    case RC_GRU: run_gates(GRU, 3, &g); break;
+    case RC_GRU_RESET_BEFORE:
+        if (s->phase == 0) run_gates(GRU_RZ, 2, &g);
+        else run_columns(GRU_N, &g);
+        break;
+    default: run_columns(RNN, &g);
+    }
+}
+
+static void step_back(const rc_step_back *s) {
+    for (ptrdiff_t row = s->row_begin; row < s->row_end; row++) {
+        for (ptrdiff_t j = s->unit_begin; j < s->unit_end; j++) {
+            if (s->cell == RC_GRU_RESET_BEFORE && s->phase == 1) {
+                gru_rz_backward(s, row, j);
+                continue;
+            }
+            vf dh = v_add(load_or_zero(&s->dy, row, j, s->units), v_load(unit_of(&s->dh, row, j)));
+            switch (s->cell) {
+            case RC_LSTM: lstm_backward(s, row, j, dh); break;
+            case RC_GRU: gru_backward(s, row, j, dh); break;
+            case RC_GRU_RESET_BEFORE: gru_n_backward(s, row, j, dh); break;
+            default: rnn_backward(s, row, j, dh);
+            }
+        }
+    }
+}
