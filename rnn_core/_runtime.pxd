@@ -7,6 +7,7 @@ cdef extern from "dispatch.h":
 
 cdef extern from "pool.h":
     ctypedef void (*rc_task)(void *ctx, int rank, int size) noexcept nogil
+    ctypedef void (*rc_prepare)(void *ctx, int size) noexcept nogil
     ctypedef struct rc_barrier:
         pass
 
@@ -16,12 +17,15 @@ cdef const rc_kernels *kernels_f64() noexcept nogil
 
 # task(ctx, rank, size) on `size` <= want threads, the caller being rank 0; returns size. See pool.h.
 cdef int run(rc_task task, void *ctx, int want) noexcept nogil
+# The same with prepare(ctx, size) before, on the caller's thread: `size` may be smaller than `want` (the pool is busy, or
+# another thread has just lowered the number of threads), so barriers and shares of work can be set up only there.
+cdef int run_prepared(rc_prepare prepare, rc_task task, void *ctx, int want) noexcept nogil
 # The largest team of a run.
 cdef int num_threads() noexcept nogil
 cdef void barrier_init(rc_barrier *barrier, int size) noexcept nogil
 cdef void barrier_wait(rc_barrier *barrier) noexcept nogil
 
-# Denormals flushed to signed zero on this thread (and on the workers of runs it starts), and the former state restored.
+# Denormals flushed to signed zero on this thread and on the workers of the runs that it starts; the former state back.
 cdef unsigned fp_begin() noexcept nogil
 cdef void fp_end(unsigned control) noexcept nogil
 
@@ -31,8 +35,8 @@ cdef size_t cache_bytes(int level) noexcept nogil
 # Signals in a long loop without the GIL. Rank 0 calls tick(&next) every few microseconds of work, with `double next = 0`
 # before the loop. It costs a few nanoseconds, and every 50 ms, on Python's main thread alone, it takes the GIL and runs
 # the signal handlers. Returns 0, or -1 when a handler raised: the exception is then pending on this thread. The caller
-# must set its stop flag before its next barrier (so that all ranks see it after the barrier, and leave together), finish
-# the run, give back its scratch, and, with the GIL, `return raise_pending()` or call it. No other Python code may run
-# between the two.
+# must set its stop flag before its next barrier, so that all ranks see it after the barrier and leave together, finish
+# the run, give back its scratch and then, with the GIL, call raise_pending(), which raises. No other Python code may
+# run between the two.
 cdef int tick(double *next) noexcept nogil
 cdef int raise_pending() except -1

@@ -1,4 +1,4 @@
-"""The thread pool, the choice of kernels, and the look for signals: once in a process, shared by all compiled modules."""
+"""The thread pool, the choice of kernels and the look for signals: once in a process, for all compiled modules."""
 
 import os
 import sys
@@ -23,7 +23,9 @@ cdef extern from "pool.h":
     int rc_pool_init(int cores)
     void rc_pool_set_threads(int threads)
     int rc_pool_threads() nogil
+    unsigned rc_pool_epoch() nogil
     int rc_pool_run(rc_task task, void *ctx, int want) nogil
+    int rc_pool_run_prepared(rc_prepare prepare, rc_task task, void *ctx, int want) nogil
     void rc_barrier_init(rc_barrier *barrier, int size) nogil
     void rc_barrier_wait(rc_barrier *barrier) nogil
 
@@ -32,6 +34,7 @@ cdef extern from "ticks.h":
 
 cdef extern from "Python.h":
     int PyErr_CheckSignals() noexcept
+    void PyErr_SetString(object kind, const char *text) noexcept
     unsigned long PyThread_get_thread_ident() noexcept nogil
 
 cdef enum:
@@ -59,6 +62,10 @@ cdef int run(rc_task task, void *ctx, int want) noexcept nogil:
     return rc_pool_run(task, ctx, want)
 
 
+cdef int run_prepared(rc_prepare prepare, rc_task task, void *ctx, int want) noexcept nogil:
+    return rc_pool_run_prepared(prepare, task, ctx, want)
+
+
 cdef int num_threads() noexcept nogil:
     return rc_pool_threads()
 
@@ -84,11 +91,17 @@ cdef size_t cache_bytes(int level) noexcept nogil:
 
 
 cdef int check_signals() noexcept nogil:
-    """Run Python's signal handlers now; -1 if one raised. Handlers are Python code: they see denormals as usual."""
-    cdef unsigned control = rc_fp_standard()
+    """Run Python's signal handlers now; -1 if one raised. Handlers are Python code: they see denormals as usual.
+
+    A handler may fork. The child has lost the other threads of the call, so that the call must end there.
+    """
+    cdef unsigned control = rc_fp_standard(), epoch = rc_pool_epoch()
     cdef int status
     with gil:
         status = PyErr_CheckSignals()
+        if status == 0 and rc_pool_epoch() != epoch:
+            PyErr_SetString(RuntimeError, "rnn_core: a signal handler forked in the middle of this call")
+            status = -1
     rc_fp_set(control)
     return status
 
@@ -152,7 +165,7 @@ if rc_pool_init(_cores):
 rc_pool_set_threads(_threads)
 table_f32 = rc_pick_f32(ISAS.index(_isa))
 table_f64 = rc_pick_f64()
-# Without `threading` in the process there is only the main thread; loading it here would cost every import a millisecond.
+# A process that has not loaded `threading` has one thread; to load it here would cost every import a millisecond.
 main_thread = sys.modules["threading"].main_thread().ident if "threading" in sys.modules else get_ident()
 if hasattr(os, "register_at_fork"):  # the thread that forks is the child's main thread
     os.register_at_fork(after_in_child=_this_is_the_main_thread)

@@ -1,5 +1,6 @@
 #include "pool.h"
 
+#include <sched.h>
 #include <signal.h>
 #include <stdalign.h>
 
@@ -14,12 +15,12 @@
 #define PAUSE() ((void)0)
 #endif
 
-enum { SPINS = 2000, STACK_BYTES = 512 << 10 };
+enum { STACK_BYTES = 512 << 10 };
 
 /* All that a worker needs for a run lies in the one line that tells it to run. */
 typedef struct {
     alignas(RC_CACHE_LINE) _Atomic unsigned ticket; /* number of the run to do; the caller writes it last */
-    int rank, size, spins;
+    int rank, size, crowded;
     unsigned fp;
     rc_task task;
     void *ctx;
@@ -50,10 +51,25 @@ static void reset_lock(pthread_mutex_t *lock, pthread_cond_t *condition)
     *condition = fresh_condition;
 }
 
-/* Spinning where a core is missing only keeps the one who is waited for from running. */
-static int spins_for(int size)
+/* ---- waiting: first awake for a bounded while, then asleep ---- */
+
+/* With a core for each thread we pause, and give way now and then in case the one waited for sits on our own core; with
+ * fewer cores we give way each time, since spinning would only keep the others from running. */
+enum { SPINS = 2000, SPINS_BETWEEN_YIELDS = 64, YIELDS_WHEN_CROWDED = 20 };
+
+static int is_crowded(int threads)
 {
-    return size <= atomic_load_explicit(&pool.cores, memory_order_relaxed) ? SPINS : 0;
+    return threads > atomic_load_explicit(&pool.cores, memory_order_relaxed);
+}
+
+/* The i-th try of a wait has failed: 1 after a moment, or 0 when it is time to sleep. */
+static inline int try_again(int i, int crowded)
+{
+    if (crowded || (i + 1) % SPINS_BETWEEN_YIELDS == 0)
+        sched_yield();
+    else
+        PAUSE();
+    return i + 1 < (crowded ? YIELDS_WHEN_CROWDED : SPINS);
 }
 
 /* ---- fork: only the forking thread lives on in the child; what the others held or were doing is forgotten ---- */
@@ -85,6 +101,11 @@ int rc_pool_threads(void)
     return atomic_load_explicit(&pool.threads, memory_order_relaxed);
 }
 
+unsigned rc_pool_epoch(void)
+{
+    return atomic_load_explicit(&pool.epoch, memory_order_relaxed);
+}
+
 /* ---- workers ---- */
 
 /* Sleep and wake follow one pattern everywhere: the sleeper announces itself, then looks at the word again; the waker
@@ -100,14 +121,14 @@ static void sleep_until_ticket(worker *w, unsigned seen)
     pthread_mutex_unlock(&w->lock);
 }
 
-static unsigned wait_for_ticket(worker *w, unsigned seen, int spins)
+static unsigned wait_for_ticket(worker *w, unsigned seen, int crowded)
 {
-    for (int i = 0; i < spins; i++) {
+    int i = 0;
+    do {
         unsigned ticket = atomic_load_explicit(&w->ticket, memory_order_acquire);
         if (ticket != seen)
             return ticket;
-        PAUSE();
-    }
+    } while (try_again(i++, crowded));
     sleep_until_ticket(w, seen);
     return atomic_load_explicit(&w->ticket, memory_order_acquire);
 }
@@ -116,10 +137,10 @@ static void *worker_main(void *arg)
 {
     worker *w = arg;
     unsigned ticket = 0;
-    int spins = 0;
+    int crowded = 1;
     for (;;) {
-        ticket = wait_for_ticket(w, ticket, spins);
-        spins = w->spins; /* read before `done` is written: after that the line is the next caller's */
+        ticket = wait_for_ticket(w, ticket, crowded);
+        crowded = w->crowded; /* read before `done` is written: after that the line is the next caller's */
         rc_fp_set(w->fp);
         w->task(w->ctx, w->rank, w->size);
         atomic_store(&w->done, ticket);
@@ -169,12 +190,12 @@ static int gather(int size)
 
 /* ---- a run ---- */
 
-static void hand_over(worker *w, rc_task task, void *ctx, int size, int spins, unsigned fp)
+static void hand_over(worker *w, rc_task task, void *ctx, int size, int crowded, unsigned fp)
 {
     w->task = task;
     w->ctx = ctx;
     w->size = size;
-    w->spins = spins;
+    w->crowded = crowded;
     w->fp = fp;
     atomic_fetch_add(&w->ticket, 1);
     if (atomic_load(&w->asleep)) {
@@ -190,13 +211,13 @@ static int has_finished(worker *w)
     return atomic_load(&w->done) == ticket;
 }
 
-static void join_worker(worker *w, int spins)
+static void join_worker(worker *w, int crowded)
 {
-    for (int i = 0; i < spins; i++) {
+    int i = 0;
+    do {
         if (has_finished(w))
             return;
-        PAUSE();
-    }
+    } while (try_again(i++, crowded));
     pthread_mutex_lock(&pool.lock);
     atomic_store(&pool.caller_asleep, 1);
     while (!has_finished(w))
@@ -205,27 +226,40 @@ static void join_worker(worker *w, int spins)
     pthread_mutex_unlock(&pool.lock);
 }
 
+static void prepare_nothing(void *ctx, int size)
+{
+    (void)ctx;
+    (void)size;
+}
+
 int rc_pool_run(rc_task task, void *ctx, int want)
+{
+    return rc_pool_run_prepared(prepare_nothing, task, ctx, want);
+}
+
+int rc_pool_run_prepared(rc_prepare prepare, rc_task task, void *ctx, int want)
 {
     int size = rc_pool_threads();
     if (want < size)
         size = want;
     if (size < 2 || atomic_exchange(&pool.busy, 1)) {
+        prepare(ctx, 1);
         task(ctx, 0, 1);
         return 1;
     }
-    unsigned epoch = atomic_load_explicit(&pool.epoch, memory_order_relaxed);
+    unsigned epoch = rc_pool_epoch();
     size = gather(size);
-    int spins = spins_for(size);
+    prepare(ctx, size);
+    int crowded = is_crowded(size);
     unsigned fp = rc_fp_get();
     for (int i = 0; i < size - 1; i++)
-        hand_over(&workers[i], task, ctx, size, spins, fp);
+        hand_over(&workers[i], task, ctx, size, crowded, fp);
     task(ctx, 0, size);
     /* If the task forked, this is the child: it has no workers to join, and its pool was released by the handler. */
-    if (atomic_load_explicit(&pool.epoch, memory_order_relaxed) != epoch)
+    if (rc_pool_epoch() != epoch)
         return size;
     for (int i = 0; i < size - 1; i++)
-        join_worker(&workers[i], spins);
+        join_worker(&workers[i], crowded);
     atomic_store(&pool.busy, 0);
     return size;
 }
@@ -238,8 +272,8 @@ void rc_barrier_init(rc_barrier *b, int size)
 {
     int threads = rc_pool_threads(); /* a part of a team shares the cores with the rest of it */
     b->size = size;
-    b->spins = spins_for(size > threads ? size : threads);
-    b->epoch = atomic_load(&pool.epoch);
+    b->crowded = is_crowded(size > threads ? size : threads);
+    b->epoch = rc_pool_epoch();
     atomic_init(&b->state, 0);
     atomic_init(&b->sleepers, 0);
     reset_lock(&b->lock, &b->wake);
@@ -252,7 +286,7 @@ static int same_phase(unsigned a, unsigned b)
 
 static void barrier_sleep(rc_barrier *b, unsigned before)
 {
-    if (atomic_load(&pool.epoch) != b->epoch)
+    if (rc_pool_epoch() != b->epoch)
         return;
     pthread_mutex_lock(&b->lock);
     atomic_fetch_add(&b->sleepers, 1);
@@ -276,10 +310,10 @@ void rc_barrier_wait(rc_barrier *b)
         }
         return;
     }
-    for (int i = 0; i < b->spins; i++) {
+    int i = 0;
+    do {
         if (!same_phase(atomic_load_explicit(&b->state, memory_order_acquire), before))
             return;
-        PAUSE();
-    }
+    } while (try_again(i++, b->crowded));
     barrier_sleep(b, before);
 }

@@ -25,18 +25,26 @@ int rc_pool_init(int cores);
 void rc_pool_set_threads(int threads);
 int rc_pool_threads(void);
 
+/* Changes by a fork, in the child: a call that sees it change has lost its team. */
+unsigned rc_pool_epoch(void);
+
 /* Calls task(ctx, rank, size) once for each rank 0..size-1, each on a thread of its own, the caller being rank 0;
  * returns when all have finished. size = min(want, rc_pool_threads()), 1 if the pool is busy, fewer if threads cannot
  * be made: a task must take any size. Returns size. What the caller wrote before is seen by the task, and what the
  * task wrote is seen by the caller after. */
 int rc_pool_run(rc_task task, void *ctx, int want);
 
+/* The same, and before any rank starts prepare(ctx, size) is called once, on the caller's thread: the place to set up
+ * barriers and shares of work, since the size is not known sooner. */
+typedef void (*rc_prepare)(void *ctx, int size);
+int rc_pool_run_prepared(rc_prepare prepare, rc_task task, void *ctx, int want);
+
 /* A barrier for a team or a part of one; any number of them, each with its own members, may be in use at once.
  * It lives in its owner's memory (any alignment that malloc gives), needs no destruction, and must outlive the run that
  * uses it. What any member wrote before the wait is seen by all after it. */
 typedef struct {
     int size;               /* members */
-    int spins;              /* pauses before sleeping; 0 when there are fewer cores than threads */
+    int crowded;            /* fewer cores than threads: give way instead of spinning */
     unsigned epoch;         /* forks so far at init: in a child the other members do not exist any more */
     char pad0[RC_CACHE_LINE]; /* `state` is written at each wait: nothing else may share its line */
     _Atomic unsigned state; /* arrivals in the low 16 bits, phase in the high 16 */
