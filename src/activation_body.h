@@ -24,12 +24,16 @@ static inline vf exp_tail(vf r) {
     return v_fma(p, r, v_set1(5.0000001201e-1f));
 }
 
+/* e^x = 2^n (1 + p) with |p| < 0.42: gives p, and n by the pointer. For |x| < 90. */
+static inline vf exp_parts(vf x, vf *n) {
+    *n = v_round(v_mul(x, v_set1(LOG2_E)));
+    vf r = v_fnma(*n, v_set1(LN2_LOW), v_fnma(*n, v_set1(LN2_HIGH), x));
+    return v_fma(exp_tail(r), v_mul(r, r), r);
+}
+
 /* e^x; 0 below -87.3 (there are no denormals here) and inf above 88.7. */
 static inline vf v_exp(vf x) {
-    vf clamped = v_min(v_set1(88.8f), v_max(v_set1(-87.4f), x));
-    vf n = v_round(v_mul(clamped, v_set1(LOG2_E)));
-    vf r = v_fnma(n, v_set1(LN2_LOW), v_fnma(n, v_set1(LN2_HIGH), clamped));
-    vf p = v_fma(exp_tail(r), v_mul(r, r), r);
+    vf n, p = exp_parts(v_min(v_set1(88.8f), v_max(v_set1(-87.4f), x)), &n);
     /* 2^n in two factors, since n reaches 128. */
     vf half = v_round(v_mul(n, v_set1(0.5f)));
     vf scale = v_pow2(half);
@@ -37,21 +41,27 @@ static inline vf v_exp(vf x) {
     return v_lt(x, v_set1(-87.33654f), v_zero(), e);
 }
 
-/* 1 / (1 + e^-x) */
+/* 1 / (1 + e^-x); the sum is rounded about once, since what 2^n + 1 loses is added to the smaller term. */
 static inline vf v_sigmoid(vf x) {
-    vf one = v_set1(1.0f);
-    return v_div(one, v_add(one, v_exp(v_neg(x))));
+    vf n, p = exp_parts(v_min(v_set1(88.0f), v_max(v_set1(-40.0f), v_neg(x))), &n);
+    vf one = v_set1(1.0f), scale = v_pow2(n), sum = v_add(scale, one);
+    vf lost = v_add(v_sub(scale, sum), one);
+    return v_div(one, v_add(v_fma(scale, p, lost), sum));
 }
 
-/* tanh|x| = -m / (2 + m) with m = e^(-2|x|) - 1, which keeps its relative precision where x is small. */
+/* Near zero x + x^3 P(x^2), P by Moshier (Cephes, tanhf); from 0.625 on 1 - 2 / (1 + e^2|x|). */
 static inline vf v_tanh(vf x) {
-    vf y = v_max(v_set1(-40.0f), v_mul(v_abs(x), v_set1(-2.0f)));
-    vf n = v_round(v_mul(y, v_set1(LOG2_E)));
-    vf r = v_fnma(n, v_set1(LN2_LOW), v_fnma(n, v_set1(LN2_HIGH), y));
-    vf p = v_fma(exp_tail(r), v_mul(r, r), r);
+    vf one = v_set1(1.0f), a = v_abs(x), square = v_mul(x, x);
+    vf poly = v_set1(-5.70498872745e-3f);
+    poly = v_fma(poly, square, v_set1(2.06390887954e-2f));
+    poly = v_fma(poly, square, v_set1(-5.37397155531e-2f));
+    poly = v_fma(poly, square, v_set1(1.33314422036e-1f));
+    poly = v_fma(poly, square, v_set1(-3.33332819422e-1f));
+    vf near = v_fma(v_mul(a, square), poly, a);
+    vf n, p = exp_parts(v_min(v_set1(40.0f), v_add(a, a)), &n);
     vf scale = v_pow2(n);
-    vf m = v_fma(scale, p, v_sub(scale, v_set1(1.0f)));
-    return v_copysign(v_div(m, v_add(m, v_set1(2.0f))), x);
+    vf far = v_sub(one, v_div(v_set1(2.0f), v_fma(scale, p, v_add(scale, one))));
+    return v_copysign(v_lt(a, v_set1(0.625f), near, far), x);
 }
 
 #endif
