@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 # Public name -> the module that has it, loaded when the name is first used; a name that is itself a module of this
 # package stands for that module.
 _HOMES: dict[str, str] = {
+    "checkpoint": "checkpoint",
     "get_num_threads": "config",
     "set_num_threads": "config",
     "show_config": "config",

@@ -1,0 +1,16 @@
+"""rnn-core info."""
+
+from __future__ import annotations
+
+import argparse
+
+from rnn_core.config import show_config
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """No options."""
+
+
+def run(arguments: argparse.Namespace) -> int:
+    show_config()
+    return 0
