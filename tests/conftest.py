@@ -20,5 +20,6 @@ if not hasattr(rc, "LSTM"):  # until the layers are in
         "test_bits*",
         "test_bad_input*",
         "test_threads*",
+        "test_activations*",
         "peers/*",
     ]

@@ -151,6 +151,24 @@ def test_inputs_in_chunks_of_steps(kind):
             check(case, layer, x, state, want)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_denormals_count_as_zeros_and_the_caller_keeps_his(kind, threads):
+    for n in (1, 2, 3):
+        threads(n)
+        case = Case.random(kind, 23, hidden_size=100, T=40, B=12, lengths=None, num_layers=1, proj_size=0)
+        layer = case.layer()
+        x, _, dy, _ = case.arrays()
+        tiny = np.full_like(x, 1e-41)
+        want = run(layer, np.zeros_like(x), None)
+        same(run(layer, tiny, None), want, n, case)
+        y, _, tape = layer.forward(tiny)
+        same(y, want[0], n, case)
+        dx, _ = layer.backward(tape, dy * np.float32(1e-37))
+        for array in (*want, dx, *layer.grads.values()):
+            assert not ((array != 0) & (np.abs(array) < 2.0**-126)).any(), (n, case)
+        assert np.float32(1e-40) * np.float32(0.5) > 0, "the caller's control register was not restored"
+
+
 WORKER = """
 import sys
 import numpy as np
