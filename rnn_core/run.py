@@ -98,7 +98,10 @@ class Log:
         """Start the file anew, or (`upto`) go on after its rows whose first column is at most `upto`."""
         self.path = path
         self.columns = tuple(columns)
-        self.rows = [] if upto is None else [row for row in read_log(path) if row[self.columns[0]] <= upto]
+        known = [] if upto is None else read_log(path)
+        if known and tuple(known[0]) != self.columns:
+            raise ValueError(f"{path}: expected the log of a training run, got the columns {', '.join(known[0])}")
+        self.rows = [row for row in known if row[self.columns[0]] <= (upto or 0)]
         with open(path, "w", newline="") as file:
             csv.writer(file).writerow(self.columns)
         self._append(self.rows)
@@ -121,12 +124,13 @@ def _field(value: float) -> str:
 
 
 def read_log(path: Path) -> list[dict[str, float]]:
-    """The rows of a Log, NaN for empty fields; none where there is no file."""
+    """The rows of a Log, NaN for empty fields; none where there is no file, and no row that a crash cut short."""
     if not path.exists():
         return []
     try:
         with open(path, newline="") as file:
-            return [{name: float(text or "nan") for name, text in row.items()} for row in csv.DictReader(file)]
+            rows = [row for row in csv.DictReader(file) if None not in row.values()]
+        return [{name: float(text or "nan") for name, text in row.items()} for row in rows]
     except (ValueError, TypeError, csv.Error) as fault:
         raise ValueError(f"{path}: expected the log of a training run ({fault})") from None
 
