@@ -1,0 +1,70 @@
+"""No cliffs: a hidden size against the next multiple of 16, a batch against one sequence more."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+import rnn_core as rc
+from benchmarks.limits import plural
+from benchmarks.peers.rows import GATES
+from benchmarks.peers.score import Bar
+
+from . import alternate
+
+BOUND = 1.05
+HIDDEN = (100, 200, 650, 1500)
+BATCHES = (3, 5, 17)
+WORK = 4e8  # operations of a call: some milliseconds
+
+
+def _call(cell: str, B: int, I: int, H: int, T: int, train: bool):  # noqa: E741
+    layer = getattr(rc, cell)(I, H, seed=0)
+    x = np.random.default_rng(0).standard_normal((T, B, I), dtype=np.float32)
+    if not train:
+        return lambda: layer(x)
+    dy = np.ones((T, B, H), np.float32)
+
+    def step():
+        y, _, tape = layer.forward(x)
+        layer.backward(tape, dy)
+
+    return step
+
+
+def _pair(cell: str, odd: tuple, even: tuple, train: bool) -> float:
+    """Time at `odd` over time at `even`, both (B, I, H); measured again while it is above the bound."""
+    B, I, H = odd  # noqa: E741
+    T = max(4, int(WORK / (2 * B * GATES[cell] * H * (I + H) * (3 if train else 1))))
+    calls = {"odd": _call(cell, *odd, T, train), "even": _call(cell, *even, T, train)}
+    best = dict.fromkeys(calls, float("inf"))
+    for attempt in range(4):
+        found = alternate(calls, 0.15 * (1 + attempt))
+        best = {name: min(best[name], found[name]) for name in best}
+        if best["odd"] <= BOUND * best["even"]:
+            break
+    return best["odd"] / best["even"]
+
+
+def _pairs() -> Iterator[tuple[str, tuple, tuple]]:
+    for H in HIDDEN:
+        for B, I in [(1, H), (3, 75), (5, H), (17, 333)]:  # noqa: E741
+            yield f"H = {H}, I = {I}, B = {B}", (B, I, H), (B, I, -(-H // 16) * 16)
+    for H in (128, 200, 650):
+        for B in BATCHES:
+            yield f"B = {B}, H = {H}", (B, H, H), (B + 1, H, H)
+
+
+def check(threads: tuple[int, ...] = (1, 2)):
+    for count in threads:
+        rc.set_num_threads(count)
+        for train in (False, True):
+            for cell in GATES:
+                found = {name: _pair(cell, odd, even, train) for name, odd, even in _pairs()}
+                name = max(found, key=found.__getitem__)
+                over = [n for n, value in found.items() if value > BOUND]
+                what = "training" if train else "inference"
+                text = f"odd sizes: {cell} {what}, {plural(count)}, worst time against its neighbour"
+                rest = "; also " + "; ".join(n for n in over if n != name) if len(over) > 1 else ""
+                yield Bar(text, found[name], BOUND, at_most=True, detail=f"at {name}{rest}")
