@@ -1,6 +1,7 @@
 """The kernels alone, one call at a time on one core: `python -m benchmarks.kernels [REGEX]`.
 
-Prints microseconds, GFLOP/s and share of the limit (FMA peak, or reading the weights from their cache); test_kernels.py runs the same cases.
+Prints microseconds, GFLOP/s and share of the limit (FMA peak, or reading the weights from their cache);
+test_kernels.py runs the same cases.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ _MODULES = {name: f"{name}_engine" for name in ENGINES}
 _AVX2 = {
     "rnn_core": {"RNN_CORE_ISA": "avx2"},
     "torch": {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"},
-    "openvino": {"ONEDNN_MAX_CPU_ISA": "AVX2", "OV_CPU_MAX_ISA": "AVX2"},
+    "openvino": {"ONEDNN_MAX_CPU_ISA": "AVX2"},
     "jax": {"XLA_FLAGS": "--xla_cpu_max_isa=AVX2"},
     "tensorflow": {"XLA_FLAGS": "--xla_cpu_max_isa=AVX2", "ONEDNN_MAX_CPU_ISA": "AVX2"},
 }
