@@ -17,8 +17,8 @@ cdef const rc_kernels *kernels_f64() noexcept nogil
 
 # task(ctx, rank, size) on `size` <= want threads, the caller being rank 0; returns size. See pool.h.
 cdef int run(rc_task task, void *ctx, int want) noexcept nogil
-# The same with prepare(ctx, size) before, on the caller's thread: `size` may be smaller than `want` (the pool is busy, or
-# another thread has just lowered the number of threads), so barriers and shares of work can be set up only there.
+# The same with prepare(ctx, size) before, on the caller's thread: `size` may be smaller than `want` (the pool is busy,
+# or another thread has just lowered the number of threads), so barriers and shares of work can be set up only there.
 cdef int run_prepared(rc_prepare prepare, rc_task task, void *ctx, int want) noexcept nogil
 # The largest team of a run.
 cdef int num_threads() noexcept nogil
@@ -32,11 +32,11 @@ cdef void fp_end(unsigned control) noexcept nogil
 # Bytes of the cache of level 1 (data), 2 or 3 that one core sees; never 0.
 cdef size_t cache_bytes(int level) noexcept nogil
 
-# Signals in a long loop without the GIL. Rank 0 calls tick(&next) every few microseconds of work, with `double next = 0`
-# before the loop. It costs a few nanoseconds, and every 50 ms, on Python's main thread alone, it takes the GIL and runs
-# the signal handlers. Returns 0, or -1 when a handler raised: the exception is then pending on this thread. The caller
-# must set its stop flag before its next barrier, so that all ranks see it after the barrier and leave together, finish
-# the run, give back its scratch and then, with the GIL, call raise_pending(), which raises. No other Python code may
-# run between the two.
+# Signals in a long loop without the GIL. Rank 0 calls tick(&next) every few microseconds of work, with
+# `double next = 0` before the loop. It costs a few nanoseconds, and every 50 ms, on Python's main thread alone, it
+# takes the GIL and runs the signal handlers. Returns 0, or -1 when a handler raised: the exception is then pending on
+# this thread. The caller must set its stop flag before its next barrier, so that all ranks see it after the barrier
+# and leave together, finish the run, give back its scratch and then, with the GIL, call raise_pending(), which raises.
+# No other Python code may run between the two.
 cdef int tick(double *next) noexcept nogil
 cdef int raise_pending() except -1

@@ -2,7 +2,7 @@
 
 #include <stdio.h>
 
-#if defined(__x86_64__) || defined(__i386__)
+#if defined(__x86_64__)
 #define RC_X86 1
 #include <cpuid.h>
 #include <immintrin.h>
@@ -159,7 +159,7 @@ size_t rc_cache_bytes(int level)
 
 /* ---- floating-point control ---- */
 
-#if RC_X86 && defined(__SSE__)
+#if RC_X86
 
 enum { FLUSH = 0x8040 }; /* MXCSR: flush to zero (bit 15), denormals are zero (bit 6) */
 
