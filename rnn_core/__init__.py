@@ -12,8 +12,18 @@ __version__ = "0.1.0"
 # Public name -> the module that has it, loaded when the name is first used; a name that is itself a module of this
 # package stands for that module.
 _HOMES: dict[str, str] = {
+    "Dropout": "layers",
+    "Embedding": "layers",
+    "Linear": "layers",
+    "Module": "module",
+    "Sequential": "layers",
     "checkpoint": "checkpoint",
+    "clip_grad_norm": "clipping",
+    "clip_grad_value": "clipping",
     "get_num_threads": "config",
+    "losses": "losses",
+    "optim": "optim",
+    "schedules": "schedules",
     "set_num_threads": "config",
     "show_config": "config",
 }

@@ -1,9 +1,13 @@
-/* exp, sigmoid and tanh of a vector, by one formula on every instruction set (so: the same bits), within 2 ULP
+/* exp, log, sigmoid and tanh of a vector, by one formula on every instruction set (so: the same bits), within 2 ULP
  * wherever argument and result are normal. In double precision they are the C library's, lane by lane. */
+
+#include <float.h>
+#include <math.h>
 
 #ifdef RC_REAL_IS_DOUBLE
 
 LANEWISE1(v_exp, exp(a.lane[l]))
+LANEWISE1(v_log, log(a.lane[l]))
 LANEWISE1(v_tanh, tanh(a.lane[l]))
 LANEWISE1(v_sigmoid, 1.0 / (1.0 + exp(-a.lane[l])))
 
@@ -62,6 +66,27 @@ static inline vf v_tanh(vf x) {
     vf scale = v_pow2(n);
     vf far = v_sub(one, v_div(v_set1(2.0f), v_fma(scale, p, v_add(scale, one))));
     return v_copysign(v_lt(a, v_set1(0.625f), near, far), x);
+}
+
+/* log x of a normal x = m 2^n with m in (sqrt(1/2), sqrt(2)], by a polynomial in m - 1; -inf for zero and (there are
+ * no denormals here) anything that is not normal, NaN below. */
+static inline vf v_log(vf x) {
+    static const float coefficient[] = {7.0376836292e-2f,  -1.1514610310e-1f, 1.1676998740e-1f,
+                                        -1.2420140846e-1f, 1.4249322787e-1f,  -1.6668057665e-1f,
+                                        2.0000714765e-1f,  -2.4999993993e-1f, 3.3333331174e-1f};
+    vf normal = v_min(v_set1(FLT_MAX), v_max(v_set1(FLT_MIN), x)), n = v_exponent(normal);
+    vf half = v_round(v_mul(n, v_set1(0.5f))); /* 2^-n in two factors, since n reaches 127 */
+    vf m = v_mul(v_mul(normal, v_pow2(v_neg(half))), v_pow2(v_sub(half, n)));
+    vf root = v_set1(1.41421356f);
+    n = v_lt(root, m, v_add(n, v_set1(1.0f)), n);
+    vf r = v_sub(v_lt(root, m, v_mul(m, v_set1(0.5f)), m), v_set1(1.0f)), square = v_mul(r, r);
+    vf p = v_set1(coefficient[0]);
+    for (int i = 1; i < 9; i++) p = v_fma(p, r, v_set1(coefficient[i]));
+    p = v_fma(n, v_set1(LN2_LOW), v_mul(v_mul(p, r), square));
+    p = v_fma(v_set1(-0.5f), square, p);
+    vf y = v_fma(n, v_set1(LN2_HIGH), v_add(r, p));
+    vf special = v_lt(x, v_zero(), v_set1(NAN), v_set1(-INFINITY));
+    return v_lt(v_set1(FLT_MAX), x, x, v_lt(x, v_set1(FLT_MIN), special, y));
 }
 
 #endif

@@ -38,6 +38,10 @@ static inline vf v_pow2(vf n) {
     __m256i e = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
     return _mm256_castsi256_ps(_mm256_slli_epi32(e, 23));
 }
+static inline vf v_exponent(vf a) {
+    __m256i e = _mm256_srli_epi32(_mm256_castps_si256(v_abs(a)), 23);
+    return _mm256_cvtepi32_ps(_mm256_sub_epi32(e, _mm256_set1_epi32(127)));
+}
 static inline vf v_lt(vf a, vf b, vf x, vf y) { return _mm256_blendv_ps(y, x, _mm256_cmp_ps(a, b, _CMP_LT_OQ)); }
 static inline vf v_copysign(vf mag, vf sgn) {
     vf sign = _mm256_set1_ps(-0.0f);

@@ -13,6 +13,7 @@ typedef double real;
 #define REAL_ABS fabs
 #define REAL_RINT rint
 #define REAL_LDEXP ldexp
+#define REAL_LOGB logb
 #define REAL_COPYSIGN copysign
 #include "simd_scalar.h"
 

@@ -12,6 +12,7 @@ typedef float real;
 #define REAL_ABS fabsf
 #define REAL_RINT rintf
 #define REAL_LDEXP ldexpf
+#define REAL_LOGB logbf
 #define REAL_COPYSIGN copysignf
 #include "simd_scalar.h"
 

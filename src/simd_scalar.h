@@ -6,6 +6,7 @@
  *   v_max(a, b) / v_min(a, b)             b where the two are unordered, so NaN passes when it stands second
  *   v_round(a)                            to the nearest integer, ties to even
  *   v_pow2(n)                             2^n for an integral n within the exponent's range
+ *   v_exponent(a)                         floor(log2 |a|) for a normal a
  *   v_lt(a, b, x, y)                      a < b ? x : y
  *   v_copysign(mag, sgn)                  |mag| with the sign of sgn
  */
@@ -49,6 +50,7 @@ LANEWISE1(v_abs, REAL_ABS(a.lane[l]))
 LANEWISE1(v_neg, -a.lane[l])
 LANEWISE1(v_round, REAL_RINT(a.lane[l]))
 LANEWISE1(v_pow2, REAL_LDEXP((real)1, a.lane[l] == a.lane[l] ? (int)a.lane[l] : 0))
+LANEWISE1(v_exponent, REAL_LOGB(a.lane[l]))
 LANEWISE2(v_copysign, REAL_COPYSIGN(a.lane[l], b.lane[l]))
 static inline vf v_lt(vf a, vf b, vf x, vf y) {
     vf r;
