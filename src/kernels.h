@@ -125,6 +125,7 @@ typedef struct {
     void (*column_sums)(const rc_rows *a, ptrdiff_t rows, void *sum, ptrdiff_t begin, ptrdiff_t end);
     /* test twins: y[i] = f(x[i]), f: 0 exp, 1 sigmoid, 2 tanh */
     void (*activate)(int f, const void *x, void *y, ptrdiff_t n);
+    const struct rc_dense *dense; /* losses, optimisers, embedding, dropout: dense.h */
 } rc_kernels;
 
 extern const rc_kernels rc_kernels_generic, rc_kernels_f64;

@@ -5,6 +5,7 @@
 #include "tile_body.h"
 #include "cell_body.h"
 #include "gemm_body.h"
+#include "dense_body.h"
 
 static void activate(int f, const void *x, void *y, ptrdiff_t n) {
     for (ptrdiff_t i = 0; i < n; i += LANES) {
@@ -26,4 +27,5 @@ const rc_kernels KERNELS = {
     .step_back = step_back,
     .column_sums = column_sums,
     .activate = activate,
+    .dense = &dense_table,
 };
