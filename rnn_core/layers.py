@@ -155,7 +155,7 @@ class Embedding(Module):
 class Dropout(Module):
     """In training each element is zero with probability p, else multiplied by 1 / (1 - p); in inference nothing.
 
-    Whether an element is kept follows from (seed, call, sequence, step, unit) by Philox, whatever the batch split or the
+    Whether an element is kept follows from (seed, call, sequence, step, unit) by Philox, whatever the batch or the
     threads. `calls` counts the forward calls: set it to go on where a former run stopped. The tape is the mask.
     x is (T, B, N), or (B, T, N) with batch_first; further leading dimensions are counted as steps (with batch_first, as
     sequences), and (B, N) is one step.
@@ -210,7 +210,8 @@ class Dropout(Module):
 class Sequential(Module):
     """Layers one after the other: Sequential(a, b) with the keys "0.…" and "1.…", or Sequential(name=a, other=b).
 
-    Of a recurrent layer the output y goes on, and its states start from zero; `lengths` goes to the layers that take it.
+    Of a recurrent layer the output y goes on, and its states start from zero; `lengths` goes to the layers that take
+    it.
     """
 
     def __init__(self, *layers: Module, **named: Module) -> None:
