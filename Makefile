@@ -85,7 +85,7 @@ clean:
 .venv-bench/made: .venv/built
 	$(call beside,.venv-bench)
 	.venv-bench/bin/python $(PIP) $(TORCH) onnx onnxruntime openvino
-	.venv-bench/bin/python $(PIP) jax || echo "jax does not install here: measuring without it"
+	for peer in jax tensorflow; do .venv-bench/bin/python $(PIP) $$peer || echo "measuring without $$peer, which does not install here"; done
 	touch $@
 
 define beside

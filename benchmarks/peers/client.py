@@ -12,7 +12,7 @@ from pathlib import Path
 
 from benchmarks.limits import pick_cpus
 
-ENGINES = ("rnn_core", "torch", "onnxruntime", "openvino", "jax")
+ENGINES = ("rnn_core", "torch", "onnxruntime", "openvino", "jax", "tensorflow")
 _MODULES = {name: f"{name}_engine" for name in ENGINES}
 # Where an instruction set can be forbidden to a peer; ONNX Runtime has no such switch.
 _AVX2 = {

@@ -11,7 +11,14 @@ from .client import ENGINES
 from .score import Bar, Score, bars, full_batch_bars, score
 
 _MARK = "<!-- run -->"
-_SHORT = {"rnn_core": "rnn_core", "torch": "torch", "onnxruntime": "ORT", "openvino": "OpenVINO", "jax": "JAX"}
+_SHORT = {
+    "rnn_core": "rnn_core",
+    "torch": "torch",
+    "onnxruntime": "ORT",
+    "openvino": "OpenVINO",
+    "jax": "JAX",
+    "tensorflow": "TF",
+}
 
 
 def _us(seconds: float | None) -> str:

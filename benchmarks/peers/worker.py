@@ -5,10 +5,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import importlib
 import json
 import os
+import signal
 import statistics
 import sys
 import time
@@ -88,7 +90,15 @@ class Worker:
         return {}
 
 
+def _die_with_parent() -> None:
+    """A worker that is stopped would outlive a parent that was killed."""
+    if sys.platform == "linux":
+        PR_SET_PDEATHSIG = 1
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 def main() -> None:
+    _die_with_parent()
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what the libraries print must not mix with the answers
     name, threads, cpus = sys.argv[1], int(sys.argv[2]), sys.argv[3]
