@@ -77,12 +77,12 @@ clean:
 	touch $@
 
 # The peers' environments see ours (the editable package, pytest, numpy) and add the peers.
-.venv-peers/made: .venv/built
+.venv-peers/made: | .venv/built
 	$(call beside,.venv-peers)
 	.venv-peers/bin/python $(PIP) $(TORCH)
 	touch $@
 
-.venv-bench/made: .venv/built
+.venv-bench/made: | .venv/built
 	$(call beside,.venv-bench)
 	.venv-bench/bin/python $(PIP) $(TORCH) onnx onnxruntime openvino
 	for peer in jax tensorflow; do .venv-bench/bin/python $(PIP) $$peer || echo "measuring without $$peer, which does not install here"; done
