@@ -47,6 +47,12 @@ def c_flags(source):
     return C_FLAGS + have + ISA_FLAGS.get(Path(source).stem, [])
 
 
+def is_fresh(made, source):
+    """Whether an object file is newer than its C file, all headers and the flags."""
+    needs = [source, "setup.py", *glob("src/*.h")]
+    return made.exists() and made.stat().st_mtime > max(os.path.getmtime(path) for path in needs)
+
+
 class BuildExt(build_ext):
     """build_ext that compiles our C files first, in parallel and each with its own flags."""
 
@@ -63,12 +69,11 @@ class BuildExt(build_ext):
         super().build_extensions()
 
     def compile_c(self, source):
-        """Compile one file unless its object is newer than it, the headers and the flags."""
+        """Compile one file where its object is out of date."""
         strict = WARNINGS if os.environ.get("RNN_CORE_WERROR") == "1" else []
         folder = Path("build", "native" + "-strict" * bool(strict))  # these objects do not depend on the Python
         made = folder / Path(source).with_suffix(".o")
-        needs = [source, "setup.py", *glob("src/*.h")]
-        if made.exists() and made.stat().st_mtime > max(os.path.getmtime(p) for p in needs):
+        if is_fresh(made, source):
             return str(made)
         return self.compiler.compile(
             [source], output_dir=str(folder), include_dirs=["src"], extra_postargs=c_flags(source) + strict
