@@ -1,9 +1,7 @@
 # What the other compiled modules share: one thread pool and one table of kernels for the whole process.
 # cimport from here; the C code behind it is linked into rnn_core._runtime alone.
 
-cdef extern from "dispatch.h":
-    ctypedef struct rc_kernels:  # the fields: _kernels.pxd
-        pass
+from rnn_core._kernels cimport rc_kernels
 
 cdef extern from "pool.h":
     ctypedef void (*rc_task)(void *ctx, int rank, int size) noexcept nogil

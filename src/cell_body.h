@@ -155,14 +155,12 @@ INLINE void gru_rz_backward(const rc_step_back *s, ptrdiff_t row, ptrdiff_t j) {
 
 /* What gate v of unit vector j starts from; for kinds without gates, v counts the panel's unit vectors. */
 INLINE vf step_start(enum kind kind, const rc_step *s, ptrdiff_t row, ptrdiff_t panel, int v) {
-    const real *gates = row_of(&s->gates, row);
-    switch (kind) {
-    case LSTM: return v_load(gates + (panel * 4 + v) * LANES);
-    case GRU: return v == 2 ? v_load((const real *)s->bias + panel * LANES) : v_load(gates + (panel * 3 + v) * LANES);
-    case GRU_RZ: return v_load(gates + (panel * 3 + v) * LANES);
-    case GRU_N: return v_load(gates + ((panel * 4 + v) * 3 + 2) * LANES);
-    default: return v_load(gates + (panel * 4 + v) * LANES);
-    }
+    const ptrdiff_t own = kind == LSTM || kind == GRU || kind == GRU_RZ ? panel * s->shape.gates + v : panel * 4 + v;
+    const ptrdiff_t gate = kind == GRU_RZ ? panel * 3 + v : kind == GRU_N ? own * 3 + 2 : own;
+    const real *from = kind == GRU && v == 2 ? (const real *)s->bias + panel * LANES
+                                             : row_of(&s->gates, row) + gate * LANES;
+    if (!has_rows(&s->product)) return v_load(from);
+    return v_add(v_load(from), v_load(row_of(&s->product, row) + own * LANES));
 }
 
 /* The cell on a finished tile: `rows` rows of one panel, or one row of `panels` panels. Not inlined, so that each
@@ -184,7 +182,7 @@ static __attribute__((noinline)) void step_finish(const rc_step *s, ptrdiff_t ro
 }
 
 static void step(const rc_step *s) {
-    const product g = {&s->shape, s->packed, &s->h_prev, s, s->row_begin, s->row_end, s->panel_begin, s->panel_end,
+    const product g = {&s->shape, s->packed, s->phase ? &s->reset : &s->h_prev, s, s->row_begin, s->row_end, s->panel_begin, s->panel_end,
                        s->chains};
     switch (s->cell) {
     case RC_LSTM: run_gates(LSTM, 4, &g); break;

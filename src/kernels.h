@@ -75,7 +75,8 @@ typedef struct {
     int chains;          /* partial sums over k where one chain would wait for itself: rc_chains() */
     const void *packed;  /* R */
     const void *bias;    /* GRU: (units) b_hn, whole vectors */
-    rc_rows gates;       /* in: input projection; may be the tape's rows of `saved` */
+    rc_rows gates;       /* in: input projection */
+    rc_rows product;     /* NULL, or h_prev R already computed (gate rows): k is then 0 and `packed` is not read */
     rc_rows h_prev;      /* (k); GRU also reads (units) of it, whole vectors */
     rc_rows h_next;      /* out (units), whole vectors; never h_prev */
     rc_rows c;           /* LSTM: in and out (units), whole vectors, in place; GRU_RESET_BEFORE: z between phases */

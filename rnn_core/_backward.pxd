@@ -1,0 +1,31 @@
+# Backpropagation through time.
+
+from rnn_core._kernels cimport *
+from rnn_core._plan cimport Batch, Direction, Team, View
+
+# One direction of one layer on its way back. Gradients d* mirror the names of _forward.Pass.
+cdef struct BackPass:
+    const rc_kernels *kernels
+    Direction *d
+    bint reverse
+    bint need_dx, add_dx           # whether dx is wanted, and whether to add to what the other direction left there
+    View x, y, dy, dx              # dy: base and sequence NULL for zero
+    void **h0                      # (rows): the row of the initial state of each sequence
+    char *dh                       # (rows, out) whole vectors: in, dL/dh_n; out, dL/dh_0
+    char *dc                       # (rows, units) whole vectors: the same for c
+    char *dhidden                  # (rows, units): with a projection, the gradient of h before it
+    char *reset                    # (rows, units): d(r*h)
+    char *dz                       # (chunk tokens, dz row)
+    ptrdiff_t dz_row               # its stride in elements
+    char *douts                    # (chunk tokens, out): with a projection, the gradient of the projected h
+    char *resets                   # (chunk tokens, units): r*h again, for R_n's gradient
+    char *saved                    # the tape, compact
+    char *saved_c
+    char *saved_hidden
+    char *dw                       # gradients, as the user's: (gates * units, inputs) and so on; NULL where unwanted
+    char *dr
+    char *db_ih
+    char *db_hh
+    char *dp
+
+cdef bint backward_pass(BackPass *p, const Batch *b, Team *team, ptrdiff_t chunk, void **pointers) noexcept nogil

@@ -1,0 +1,24 @@
+# The forward time loop.
+
+from rnn_core._kernels cimport *
+from rnn_core._plan cimport Batch, Direction, Team, View
+
+# One direction of one layer on its way through time. Strides in elements, all of whole vectors.
+cdef struct Pass:
+    const rc_kernels *kernels
+    Direction *d
+    bint reverse
+    View x, y                      # (token, inputs), (token, out)
+    char *h[2]                     # (rows, out): the state before and after step s is h[s % 2], h[(s + 1) % 2]
+    char *c                        # (rows, units): LSTM's cell state; GRU_RESET_BEFORE: z between its phases
+    char *hidden                   # (rows, units): h before the projection
+    char *reset                    # (rows, units): r*h
+    char *gates                    # (chunk tokens, gate row): the input projection
+    char *product                  # (rows, gate row), or NULL: scratch of kernels that do not fuse
+    char *saved                    # tape, compact, or NULL: activated gates
+    char *saved_c                  # tape: c before each step
+    char *saved_hidden             # tape, with a projection: h before it
+    View states_c                  # every step's c, where asked for (else base and sequence NULL)
+
+cdef bint forward_span(Pass *p, const Batch *b, Team *team, ptrdiff_t begin, ptrdiff_t end, ptrdiff_t chunk,
+                       void **pointers) noexcept nogil

@@ -1,0 +1,117 @@
+# What forward and backward share: packed weights, the order of a ragged batch, views of rows, teams, memory.
+
+from rnn_core._kernels cimport *
+from rnn_core._runtime cimport rc_barrier
+
+cdef extern from "team.h" nogil:
+    ctypedef struct rc_stop:
+        pass
+    void rc_stop_init(rc_stop *)
+    void rc_stop_set(rc_stop *)
+    int rc_stop_asked(rc_stop *)
+    void rc_stop_announce(rc_stop *, rc_stop *call, long number)
+    int rc_stop_leave(rc_stop *, long number)
+
+# Columns of a dz row and the rows of the weight matrix (and bias) whose gradient they make.
+cdef struct Segment:
+    ptrdiff_t column, row, count
+
+# One direction of one layer. Sizes in elements; `out` is what recurs: the projection's size, or the units.
+cdef struct Direction:
+    rc_cell cell
+    ptrdiff_t inputs, units, out, projection
+    ptrdiff_t dz                       # elements of a row of pre-activation gradients
+    Segment input[2]                   # of W and b_ih
+    int inputs_count
+    Segment recurrent[2]               # of R and b_hh; the second one acts on r*h (GRU with the reset gate before R_n)
+    int recurrent_count
+    rc_shape w, r, rn, p               # forward: W, R, R_n where it is apart, W_hr
+    void *w_packed
+    void *r_packed
+    void *rn_packed
+    void *p_packed
+    void *bias                         # gate row: both biases
+    void *bias_n                       # GRU: b_hn, whole vectors
+    rc_shape wt, rt, rnt, pt           # backward: the same transposed, k in the order of a dz row
+    void *wt_packed
+    void *rt_packed
+    void *rnt_packed
+    void *pt_packed
+    int chains
+
+# Sequences from the longest to the shortest, so that those still running at step t are the first active[t].
+# Compact storage keeps a row for each real token: step t starts at row first[t].
+cdef struct Batch:
+    ptrdiff_t steps, rows
+    ptrdiff_t *active                  # (steps)
+    ptrdiff_t *first                   # (steps + 1)
+    ptrdiff_t *order                   # (rows): the caller's index of each
+    ptrdiff_t *length                  # (rows)
+
+# Rows of token (t, m): the caller's (a pointer a sequence and a stride a step) or compact (starting at row `origin`).
+cdef struct View:
+    char **sequence
+    ptrdiff_t step                     # bytes
+    char *base
+    ptrdiff_t row                      # bytes
+    ptrdiff_t origin
+
+cdef inline char *token(const View *v, const Batch *b, ptrdiff_t t, ptrdiff_t m) noexcept nogil:
+    if v.sequence != NULL:
+        return v.sequence[m] + t * v.step
+    return v.base + (b.first[t] + m - v.origin) * v.row
+
+# One thread's place among those that share a time loop. With `units` they share out hidden units and meet at a barrier
+# each step; else they share out sequences and need not meet.
+cdef struct Team:
+    int rank, size
+    bint units
+    bint leader                        # rank 0 of the whole call: looks for signals
+    rc_barrier *barrier
+    rc_stop *stop                      # this team's
+    rc_stop *call                      # the whole call's
+    long count                         # barriers passed
+    double tick
+
+cdef bint meet(Team *team) noexcept nogil
+cdef bint interrupted(Team *team) noexcept nogil
+cdef void share(ptrdiff_t n, int rank, int size, ptrdiff_t *begin, ptrdiff_t *end) noexcept nogil
+cdef void share_rows(const Batch *b, const Team *team, ptrdiff_t *begin, ptrdiff_t *end) noexcept nogil
+
+cdef inline rc_rows rows_at(void *base, ptrdiff_t stride) noexcept nogil:
+    cdef rc_rows r
+    r.base, r.stride, r.ptr = base, stride, NULL
+    return r
+
+cdef inline rc_rows rows_by(void **ptr) noexcept nogil:
+    cdef rc_rows r
+    r.base, r.stride, r.ptr = NULL, 0, ptr
+    return r
+
+cdef inline ptrdiff_t whole(ptrdiff_t units, ptrdiff_t lanes) noexcept nogil:
+    return (units + lanes - 1) // lanes * lanes
+
+# Aligned memory. `take` carves fields out of it.
+cdef class Block:
+    cdef char *data
+    cdef size_t size, used
+    cdef void *take(self, size_t bytes)
+    cdef void *take_zeros(self, size_t bytes)
+
+cdef Block block(size_t bytes)
+cdef size_t padded(size_t count, size_t size) except? 0
+
+cdef class Weights:
+    cdef const rc_kernels *kernels
+    cdef Direction *directions
+    cdef int count
+    cdef list blocks
+    cdef readonly list arrays          # per direction: w_ih, w_hh, b_ih, b_hh, w_hr (or None)
+    cdef bint has_backward
+    cdef void *packed(self, const rc_shape *shape, object array, ptrdiff_t column_stride, ptrdiff_t row_stride,
+                      ptrdiff_t offset) except NULL
+    cdef int pack_forward(self, Direction *d, tuple arrays) except -1
+    cdef int pack_transposed(self, Direction *d, tuple arrays) except -1
+    cdef int need_backward(self) except -1
+
+cdef Weights pack(const rc_kernels *kernels, int cell, list sizes, list arrays)

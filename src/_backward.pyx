@@ -1,0 +1,273 @@
+"""Backpropagation through time, one loop for all cells.
+
+Step by step backwards: the cell's pointwise gradients give dz (the gradient of the pre-activations), and dz R the
+gradient of the state before. The gradients of the weights and of x are matrix products over a whole chunk of steps,
+taken when the chunk is done and its dz still in the cache. Chunks do not depend on the threads, so nor do the bits.
+"""
+
+from libc.string cimport memcpy
+
+from rnn_core._kernels cimport *
+from rnn_core._plan cimport Batch, Direction, Segment, Team, View, interrupted, meet, rows_at, rows_by, share, \
+    share_rows, token, whole
+
+
+ctypedef fused real:
+    float
+    double
+
+
+cdef struct Part:
+    # Sequences [row_begin, row_end) and hidden units, in vectors, that this thread takes through time.
+    ptrdiff_t row_begin, row_end, unit_begin, unit_end
+
+
+cdef inline ptrdiff_t running(const Batch *b, const Part *part, ptrdiff_t t) noexcept nogil:
+    cdef ptrdiff_t n = min(b.active[t], part.row_end) - part.row_begin
+    return n if n > 0 else 0
+
+
+cdef inline rc_rows from_row(char *base, ptrdiff_t stride, ptrdiff_t row, size_t itemsize) noexcept nogil:
+    return rows_at(NULL if base == NULL else base + row * stride * <ptrdiff_t>itemsize, stride)
+
+
+cdef inline void *state_before(const BackPass *p, const Batch *b, ptrdiff_t t, ptrdiff_t m) noexcept nogil:
+    """The h that step t of sequence m started from: y of the step before, or the initial state."""
+    if p.reverse:
+        return token(&p.y, b, t + 1, m) if t + 1 < b.length[m] else p.h0[m]
+    return token(&p.y, b, t - 1, m) if t > 0 else p.h0[m]
+
+
+cdef void product(const BackPass *p, const rc_shape *shape, void *packed, rc_rows a, rc_rows c, ptrdiff_t rows,
+                  const Part *part, bint accumulate, bint is_padded) noexcept nogil:
+    """c (+)= a times a packed matrix, for this thread's columns."""
+    cdef rc_gemm job
+    job.shape, job.packed, job.bias, job.accumulate, job.padded = shape[0], packed, NULL, accumulate, is_padded
+    job.a, job.c, job.row_begin, job.row_end = a, c, 0, rows
+    job.panel_begin = part.unit_begin // 4
+    job.panel_end = min((part.unit_end + 3) // 4, rc_panels(shape, p.kernels.lanes))
+    p.kernels.gemm(&job)
+
+
+cdef void all_columns(const Part *part, Part *every) noexcept nogil:
+    every[0] = part[0]
+    every.unit_begin, every.unit_end = 0, <ptrdiff_t>1 << 40
+
+
+# ------------------------------------------------------------------------------------------------------- through time
+
+
+cdef void project_back(BackPass *p, const Batch *b, const Part *part, ptrdiff_t t, ptrdiff_t n, ptrdiff_t local,
+                       rc_rows dh) noexcept nogil:
+    """With a projection: dout = dy + dh, kept for W_hr's gradient, and dhidden = dout W_hr."""
+    cdef ptrdiff_t lanes = p.kernels.lanes, m, j, out = whole(p.d.out, lanes)
+    cdef size_t itemsize = p.kernels.itemsize
+    cdef rc_rows douts = from_row(p.douts, out, local, itemsize)
+    cdef rc_rows hidden = from_row(p.dhidden, whole(p.d.units, lanes), part.row_begin, itemsize)
+    cdef Part every
+    cdef void *dy
+    for m in range(n):
+        dy = NULL
+        if p.dy.base != NULL or p.dy.sequence != NULL:
+            dy = token(&p.dy, b, t, part.row_begin + m)
+        if itemsize == 4:
+            add_row[float](<float *>douts.base + m * out, <float *>dh.base + m * out, <float *>dy, p.d.out)
+        else:
+            add_row[double](<double *>douts.base + m * out, <double *>dh.base + m * out, <double *>dy, p.d.out)
+    all_columns(part, &every)
+    product(p, &p.d.pt, p.d.pt_packed, douts, hidden, n, &every, False, True)
+
+
+cdef void add_row(real *to, real *a, const real *b, ptrdiff_t n) noexcept nogil:
+    """to <- a + b (b may be NULL), and a <- 0."""
+    cdef ptrdiff_t j
+    for j in range(n):
+        to[j] = a[j] + (b[j] if b != NULL else 0)
+        a[j] = 0
+
+
+cdef void set_reset(real *to, const real *saved, const real *h, ptrdiff_t units, ptrdiff_t lanes) noexcept nogil:
+    """to <- r*h, from a saved gate row [unit vector][r z n][lane]."""
+    cdef ptrdiff_t j
+    for j in range(units):
+        to[j] = saved[j // lanes * 3 * lanes + j % lanes] * h[j]
+
+
+cdef void prepare(BackPass *p, const Batch *b, const Part *part, rc_step_back *s, ptrdiff_t t, ptrdiff_t n,
+                  ptrdiff_t local, void **pointers) noexcept nogil:
+    """The step's rows. pointers: 2 n of them."""
+    cdef ptrdiff_t lanes = p.kernels.lanes, m, tape = b.first[t] + part.row_begin, units = whole(p.d.units, lanes)
+    cdef size_t itemsize = p.kernels.itemsize
+    s.cell, s.phase, s.units = p.d.cell, 0, p.d.units
+    s.saved = from_row(p.saved, units * rc_saved_gates(p.d.cell), tape, itemsize)
+    s.saved_c = from_row(p.saved_c, units, tape, itemsize)
+    s.dh = from_row(p.dh, whole(p.d.out, lanes), part.row_begin, itemsize)
+    s.dc = from_row(p.dc, units, part.row_begin, itemsize)
+    s.reset = from_row(p.reset, units, part.row_begin, itemsize)
+    s.dz = from_row(p.dz, p.dz_row, local, itemsize)
+    s.row_begin, s.row_end, s.unit_begin, s.unit_end = 0, n, part.unit_begin, part.unit_end
+    s.h_prev = rows_by(pointers)
+    s.dy = rows_at(NULL, 0)
+    for m in range(n):
+        pointers[m] = state_before(p, b, t, part.row_begin + m)
+    if p.d.projection == 0 and (p.dy.base != NULL or p.dy.sequence != NULL):
+        for m in range(n):
+            pointers[n + m] = token(&p.dy, b, t, part.row_begin + m)
+        s.dy = rows_by(pointers + n)
+
+
+cdef bint step_back(BackPass *p, const Batch *b, const Part *part, Team *team, ptrdiff_t t, ptrdiff_t local,
+                    void **pointers) noexcept nogil:
+    """One step back; `local`: the step's first row in the chunk's buffers. True when the call is to be left."""
+    cdef ptrdiff_t n = running(b, part, t), units = whole(p.d.units, p.kernels.lanes), m
+    cdef size_t itemsize = p.kernels.itemsize
+    cdef rc_step_back s
+    cdef rc_rows dh, recurrent
+    prepare(p, b, part, &s, t, n, local, pointers)
+    dh = s.dh
+    if p.d.projection:
+        project_back(p, b, part, t, n, local, dh)
+        s.dh = from_row(p.dhidden, units, part.row_begin, itemsize)
+    p.kernels.step_back(&s)
+    if team.units and meet(team):
+        return True
+    recurrent = from_row(p.dz, p.dz_row, local, itemsize)
+    if p.d.cell == RC_GRU_RESET_BEFORE:
+        product(p, &p.d.rnt, p.d.rnt_packed, recurrent, s.reset, n, part, False, True)
+        s.phase = 1
+        p.kernels.step_back(&s)
+        if team.units and meet(team):
+            return True
+    recurrent.base = <char *>recurrent.base + p.d.recurrent[0].column * itemsize
+    product(p, &p.d.rt, p.d.rt_packed, recurrent, dh, n, part, True, True)
+    return False
+
+
+# ------------------------------------------------------------------------------------------- products over a chunk
+
+
+cdef void weight_gradient(const BackPass *p, char *dw, const Segment *segment, rc_rows x, ptrdiff_t columns,
+                          ptrdiff_t rows, int rank, int size) noexcept nogil:
+    """dw[segment.row : + count] += dz[:, segment.column : + count]^T x, this thread taking a part of the gates."""
+    cdef size_t itemsize = p.kernels.itemsize
+    cdef rc_outer job
+    job.a = rows_at(p.dz + segment.column * itemsize, p.dz_row)
+    job.x, job.rows, job.n = x, rows, columns
+    job.c, job.c_stride = dw + segment.row * columns * itemsize, columns
+    share(segment.count, rank, size, &job.m_begin, &job.m_end)
+    p.kernels.outer(&job)
+
+
+cdef void bias_gradient(const BackPass *p, char *db, const Segment *segment, ptrdiff_t rows, int rank,
+                        int size) noexcept nogil:
+    cdef size_t itemsize = p.kernels.itemsize
+    cdef rc_rows dz = rows_at(p.dz + segment.column * itemsize, p.dz_row)
+    cdef ptrdiff_t begin, end
+    if db != NULL:
+        share(segment.count, rank, size, &begin, &end)
+        p.kernels.column_sums(&dz, rows, db + segment.row * itemsize, begin, end)
+
+
+cdef void input_gradients(BackPass *p, const Batch *b, Team *team, ptrdiff_t begin, ptrdiff_t end, ptrdiff_t rows,
+                          void **pointers) noexcept nogil:
+    """dx = dz W, dW += dz^T x, db_ih += sums of dz, over steps [begin, end)."""
+    cdef ptrdiff_t t, m, n = 0, i
+    cdef Part every
+    cdef rc_rows to
+    for t in range(begin, end):
+        for m in range(b.active[t]):
+            pointers[n] = token(&p.x, b, t, m)
+            if p.need_dx:
+                pointers[rows + n] = token(&p.dx, b, t, m)
+            n += 1
+    for i in range(p.d.inputs_count):
+        if p.dw != NULL:
+            weight_gradient(p, p.dw, &p.d.input[i], rows_by(pointers), p.d.inputs, rows, team.rank, team.size)
+        bias_gradient(p, p.db_ih, &p.d.input[i], rows, team.rank, team.size)
+    if p.need_dx:
+        share(rows, team.rank, team.size, &every.row_begin, &every.row_end)
+        every.unit_begin, every.unit_end = 0, <ptrdiff_t>1 << 40
+        to = rows_by(pointers + rows + every.row_begin)
+        product(p, &p.d.wt, p.d.wt_packed, from_row(p.dz, p.dz_row, every.row_begin, p.kernels.itemsize), to,
+                every.row_end - every.row_begin, &every, p.add_dx, False)
+
+
+cdef void recurrent_gradients(BackPass *p, const Batch *b, Team *team, ptrdiff_t begin, ptrdiff_t end, ptrdiff_t rows,
+                              void **pointers) noexcept nogil:
+    """dR += dz^T h_prev (for GRU_RESET_BEFORE's R_n: r*h_prev), db_hh, and dW_hr."""
+    cdef ptrdiff_t lanes = p.kernels.lanes, t, m, n = 0, units = whole(p.d.units, lanes)
+    cdef size_t itemsize = p.kernels.itemsize
+    for t in range(begin, end):
+        for m in range(b.active[t]):
+            pointers[n] = state_before(p, b, t, m)
+            n += 1
+    if p.dr != NULL:
+        weight_gradient(p, p.dr, &p.d.recurrent[0], rows_by(pointers), p.d.out, rows, team.rank, team.size)
+    bias_gradient(p, p.db_hh, &p.d.recurrent[0], rows, team.rank, team.size)
+    if p.d.recurrent_count == 2:
+        weight_gradient(p, p.dr, &p.d.recurrent[1], rows_at(p.resets, units), p.d.out, rows, team.rank, team.size)
+        bias_gradient(p, p.db_hh, &p.d.recurrent[1], rows, team.rank, team.size)
+    cdef rc_outer job
+    if p.d.projection and p.dp != NULL:
+        job.a = rows_at(p.douts, whole(p.d.out, lanes))
+        job.x = from_row(p.saved_hidden, units, b.first[begin], itemsize)
+        job.rows, job.n, job.c, job.c_stride = rows, p.d.units, p.dp, p.d.units
+        share(p.d.out, team.rank, team.size, &job.m_begin, &job.m_end)
+        p.kernels.outer(&job)
+
+
+cdef void reset_states(BackPass *p, const Batch *b, Team *team, ptrdiff_t begin, ptrdiff_t end) noexcept nogil:
+    """resets <- r*h_prev of every token of the chunk; each thread its share of them."""
+    cdef ptrdiff_t lanes = p.kernels.lanes, t, m, n = 0, units = whole(p.d.units, lanes), first, last
+    cdef void *h
+    share(b.first[end] - b.first[begin], team.rank, team.size, &first, &last)
+    for t in range(begin, end):
+        for m in range(b.active[t]):
+            if first <= n < last:
+                h = state_before(p, b, t, m)
+                if p.kernels.itemsize == 4:
+                    set_reset[float](<float *>p.resets + n * units,
+                                     <float *>p.saved + (b.first[t] + m) * 3 * units, <float *>h, p.d.units, lanes)
+                else:
+                    set_reset[double](<double *>p.resets + n * units,
+                                      <double *>p.saved + (b.first[t] + m) * 3 * units, <double *>h, p.d.units, lanes)
+            n += 1
+
+
+cdef bint chunk_back(BackPass *p, const Batch *b, const Part *part, Team *team, ptrdiff_t begin, ptrdiff_t end,
+                     void **pointers) noexcept nogil:
+    """Steps [begin, end) in the order opposite to the forward pass's, then the chunk's products."""
+    cdef ptrdiff_t i, t, rows = b.first[end] - b.first[begin]
+    for i in range(end - begin):
+        t = begin + i if p.reverse else end - 1 - i
+        if running(b, part, t) or team.units:
+            if step_back(p, b, part, team, t, b.first[t] - b.first[begin] + part.row_begin, pointers):
+                return True
+        if interrupted(team):
+            break
+    if p.d.cell == RC_GRU_RESET_BEFORE:
+        reset_states(p, b, team, begin, end)
+    if meet(team):  # all of dz is there
+        return True
+    input_gradients(p, b, team, begin, end, rows, pointers)
+    recurrent_gradients(p, b, team, begin, end, rows, pointers)
+    return meet(team)  # nobody reads dz any more
+
+
+cdef bint backward_pass(BackPass *p, const Batch *b, Team *team, ptrdiff_t chunk, void **pointers) noexcept nogil:
+    """This thread's part of one direction's backward pass, `chunk` steps at a time; `pointers` holds
+    2 * chunk * rows of them. True when the call is to be left."""
+    cdef Part part
+    cdef ptrdiff_t i, begin, chunks = (b.steps + chunk - 1) // chunk
+    cdef ptrdiff_t panels = (rc_vectors(p.d.units, p.kernels.lanes) + 3) // 4
+    share_rows(b, team, &part.row_begin, &part.row_end)
+    part.unit_begin, part.unit_end = 0, rc_vectors(p.d.units, p.kernels.lanes)
+    if team.units:
+        share(panels, team.rank, team.size, &part.unit_begin, &part.unit_end)
+        part.unit_begin, part.unit_end = 4 * part.unit_begin, min(4 * part.unit_end,
+                                                                   rc_vectors(p.d.units, p.kernels.lanes))
+    for i in range(chunks):
+        begin = (i if p.reverse else chunks - 1 - i) * chunk
+        if chunk_back(p, b, &part, team, begin, min(begin + chunk, b.steps), pointers):
+            return True
+    return False

@@ -1,0 +1,194 @@
+"""The forward time loop, one for all cells.
+
+Steps are taken in chunks: the input projection of a whole chunk is one matrix product, small enough that the
+recurrence still finds it in the cache, then each step multiplies the state by R and applies the cell.
+"""
+
+from libc.string cimport memcpy
+
+from rnn_core._kernels cimport *
+from rnn_core._plan cimport Batch, Direction, Team, View, interrupted, meet, rows_at, rows_by, share, share_rows, \
+    token, whole
+
+
+cdef struct Part:
+    # What one thread does of a pass: sequences [row_begin, row_end), and its share of hidden units.
+    ptrdiff_t row_begin, row_end
+    ptrdiff_t gates_begin, gates_end       # panels of W, which are those of R but for GRU_RESET_BEFORE's R_n
+    ptrdiff_t rn_begin, rn_end
+    ptrdiff_t out_begin, out_end           # panels of W_hr
+
+
+cdef void panels_of(const Pass *p, const rc_shape *shape, const Team *team, ptrdiff_t *begin,
+                    ptrdiff_t *end) noexcept nogil:
+    begin[0], end[0] = 0, rc_panels(shape, p.kernels.lanes)
+    if team.units:
+        share(end[0], team.rank, team.size, begin, end)
+
+
+cdef inline ptrdiff_t running(const Batch *b, const Part *part, ptrdiff_t t) noexcept nogil:
+    """How many of this thread's sequences are still running at step t."""
+    cdef ptrdiff_t n = min(b.active[t], part.row_end) - part.row_begin
+    return n if n > 0 else 0
+
+
+cdef void project_inputs(Pass *p, const Batch *b, const Part *part, ptrdiff_t begin, ptrdiff_t end, char *gates,
+                         void **pointers) noexcept nogil:
+    """gates <- W x + b for this thread's tokens of steps [begin, end), in ascending order of time."""
+    cdef ptrdiff_t t, m, n = 0
+    cdef rc_gemm job
+    for t in range(begin, end):
+        for m in range(part.row_begin, part.row_begin + running(b, part, t)):
+            pointers[n] = token(&p.x, b, t, m)
+            n += 1
+    job.shape, job.packed, job.bias = p.d.w, p.d.w_packed, p.d.bias
+    job.accumulate, job.padded = False, True
+    job.a = rows_by(pointers)
+    job.c = rows_at(gates, rc_row_size(&p.d.w, p.kernels.lanes))
+    job.row_begin, job.row_end = 0, n
+    job.panel_begin, job.panel_end = part.gates_begin, part.gates_end
+    p.kernels.gemm(&job)
+
+
+cdef rc_rows from_row(char *base, ptrdiff_t stride, ptrdiff_t row, size_t itemsize) noexcept nogil:
+    """Rows of a padded buffer, the first being `row`; no rows where there is no buffer."""
+    return rows_at(NULL if base == NULL else base + row * stride * <ptrdiff_t>itemsize, stride)
+
+
+cdef void prepare_step(Pass *p, const Batch *b, const Part *part, rc_step *s) noexcept nogil:
+    """What does not change from step to step."""
+    cdef ptrdiff_t lanes = p.kernels.lanes, row = part.row_begin, units = whole(p.d.units, lanes)
+    cdef size_t itemsize = p.kernels.itemsize
+    s.cell, s.phase, s.bias, s.row_begin = p.d.cell, 0, p.d.bias_n, 0
+    s.c = from_row(p.c, units, row, itemsize)
+    s.reset = from_row(p.reset, units, row, itemsize)
+    s.product = from_row(p.product, rc_row_size(&p.d.w, lanes), row, itemsize)
+
+
+cdef void run_cell(Pass *p, const Part *part, rc_step *s, bint second) noexcept nogil:
+    """The step's product and cell; `second`: GRU_RESET_BEFORE's n, from r*h."""
+    s.phase = second
+    s.shape = p.d.rn if second else p.d.r
+    s.packed = p.d.rn_packed if second else p.d.r_packed
+    s.panel_begin, s.panel_end = part.gates_begin, part.gates_end
+    if second:
+        s.panel_begin, s.panel_end = part.rn_begin, part.rn_end
+    s.chains = p.d.chains if p.d.cell != RC_GRU_RESET_BEFORE else rc_chains(s.shape.gates, s.shape.units)
+    p.kernels.step(s)
+
+
+cdef char *other_state(Pass *p, const Part *part, const rc_step *s) noexcept nogil:
+    """The buffer of the state after the step."""
+    cdef ptrdiff_t offset = part.row_begin * whole(p.d.out, p.kernels.lanes) * <ptrdiff_t>p.kernels.itemsize
+    return p.h[1] + offset if s.h_prev.base == p.h[0] + offset else p.h[0] + offset
+
+
+cdef void copy_columns(const Pass *p, const View *to, const Batch *b, ptrdiff_t t, ptrdiff_t row_begin, rc_rows rows,
+                       ptrdiff_t count, ptrdiff_t begin, ptrdiff_t end) noexcept nogil:
+    """Columns [begin, end) of `count` padded rows to the tokens of step t."""
+    cdef size_t itemsize = p.kernels.itemsize
+    cdef ptrdiff_t m
+    if begin >= end:
+        return
+    for m in range(count):
+        memcpy(token(to, b, t, row_begin + m) + begin * itemsize,
+               <char *>rows.base + (m * rows.stride + begin) * itemsize, (end - begin) * itemsize)
+
+
+cdef void project_state(Pass *p, const Batch *b, const Part *part, const rc_step *s, ptrdiff_t t) noexcept nogil:
+    """h <- W_hr hidden, and a copy to y."""
+    cdef ptrdiff_t lanes = p.kernels.lanes
+    cdef rc_gemm job
+    job.shape, job.packed, job.bias = p.d.p, p.d.p_packed, NULL
+    job.accumulate, job.padded = False, True
+    job.a = s.h_next
+    job.c = rows_at(other_state(p, part, s), whole(p.d.out, lanes))
+    job.row_begin, job.row_end = 0, s.row_end
+    job.panel_begin, job.panel_end = part.out_begin, part.out_end
+    p.kernels.gemm(&job)
+    copy_columns(p, &p.y, b, t, part.row_begin, job.c, s.row_end, part.out_begin * 4 * lanes,
+                 min(part.out_end * 4 * lanes, p.d.out))
+
+
+cdef bint one_step(Pass *p, const Batch *b, const Part *part, Team *team, rc_step *s, ptrdiff_t t, ptrdiff_t done,
+                   void **pointers) noexcept nogil:
+    """Step t, the `done`-th of this direction. s.gates is set. True when the call is to be left."""
+    cdef ptrdiff_t lanes = p.kernels.lanes, m, tape = b.first[t] + part.row_begin
+    cdef ptrdiff_t units = whole(p.d.units, lanes), out = whole(p.d.out, lanes)
+    cdef ptrdiff_t saved = units * rc_saved_gates(p.d.cell)
+    cdef size_t itemsize = p.kernels.itemsize
+    s.row_end = running(b, part, t)
+    s.h_prev = from_row(p.h[done % 2], out, part.row_begin, itemsize)
+    s.h_next = from_row(p.h[(done + 1) % 2], out, part.row_begin, itemsize)
+    s.saved = from_row(p.saved, saved, tape, itemsize)
+    s.saved_c = from_row(p.saved_c, units, tape, itemsize)
+    s.y = rows_at(NULL, 0)
+    if p.d.projection:
+        s.h_next = from_row(p.hidden, units, part.row_begin, itemsize)
+        if p.saved_hidden != NULL:
+            s.h_next = from_row(p.saved_hidden, units, tape, itemsize)
+    else:
+        for m in range(s.row_end):
+            pointers[m] = token(&p.y, b, t, part.row_begin + m)
+        s.y = rows_by(pointers)
+    run_cell(p, part, s, False)
+    if p.states_c.base != NULL or p.states_c.sequence != NULL:
+        copy_columns(p, &p.states_c, b, t, part.row_begin, s.c, s.row_end, part.gates_begin * lanes,
+                     min(part.gates_end * lanes, p.d.units))
+    if p.d.cell == RC_GRU_RESET_BEFORE:
+        if team.units and meet(team):
+            return True
+        run_cell(p, part, s, True)
+    if p.d.projection:
+        if team.units and meet(team):
+            return True
+        project_state(p, b, part, s, t)
+    return team.units and meet(team)
+
+
+cdef bint chunk_steps(Pass *p, const Batch *b, const Part *part, Team *team, rc_step *s, ptrdiff_t begin,
+                      ptrdiff_t end, char *gates, void **pointers) noexcept nogil:
+    """The recurrence over steps [begin, end), whose input projection lies in `gates`."""
+    cdef ptrdiff_t i, t, n, row = rc_row_size(&p.d.w, p.kernels.lanes)
+    cdef ptrdiff_t before = 0, total = 0
+    for t in range(begin, end):
+        total += running(b, part, t)
+    for i in range(end - begin):
+        t = end - 1 - i if p.reverse else begin + i
+        n = running(b, part, t)
+        if p.reverse:
+            total -= n
+            before = total
+        s.gates = from_row(gates, row, before, p.kernels.itemsize)
+        if not p.reverse:
+            before += n
+        if (n > 0 or team.units) and one_step(p, b, part, team, s, t, b.steps - 1 - t if p.reverse else t, pointers):
+            return True
+        if interrupted(team):
+            return True
+    return False
+
+
+cdef bint forward_span(Pass *p, const Batch *b, Team *team, ptrdiff_t begin, ptrdiff_t end, ptrdiff_t chunk,
+                       void **pointers) noexcept nogil:
+    """This thread's part of steps [begin, end), `chunk` steps at a time. `pointers` holds chunk * rows of them.
+    True when the call is to be left."""
+    cdef Part part
+    cdef rc_step step
+    cdef ptrdiff_t i, first, last, chunks = (end - begin + chunk - 1) // chunk
+    cdef char *gates
+    share_rows(b, team, &part.row_begin, &part.row_end)
+    panels_of(p, &p.d.w, team, &part.gates_begin, &part.gates_end)
+    panels_of(p, &p.d.rn, team, &part.rn_begin, &part.rn_end)
+    panels_of(p, &p.d.p, team, &part.out_begin, &part.out_end)
+    gates = p.gates + chunk * part.row_begin * rc_row_size(&p.d.w, p.kernels.lanes) * <ptrdiff_t>p.kernels.itemsize
+    prepare_step(p, b, &part, &step)
+    for i in range(chunks):
+        first = begin + (chunks - 1 - i if p.reverse else i) * chunk
+        last = min(first + chunk, end)
+        project_inputs(p, b, &part, first, last, gates, pointers)
+        if p.d.cell == RC_GRU_RESET_BEFORE and team.units and meet(team):  # R_n's panels are others than W's
+            return True
+        if chunk_steps(p, b, &part, team, &step, first, last, gates, pointers):
+            return True
+    return False

@@ -1,0 +1,230 @@
+"""Packed weights, the order of a ragged batch, teams of threads, and memory: what the time loops are planned with."""
+
+from libc.stdlib cimport calloc, free
+from libc.string cimport memset
+from posix.stdlib cimport posix_memalign
+
+import numpy as np
+cimport numpy as cnp
+
+from rnn_core._kernels cimport *
+from rnn_core._runtime cimport barrier_wait, tick
+
+cnp.import_array()
+
+cdef enum:
+    CACHE_LINE = 64
+
+# ------------------------------------------------------------------------------------------------------------ memory
+
+
+cdef class Block:
+    """A block of memory that starts on a cache line; every field taken from it does too."""
+
+    def __dealloc__(self):
+        free(self.data)
+
+    cdef void *take(self, size_t bytes):
+        cdef char *field = self.data + self.used
+        self.used += (bytes + CACHE_LINE - 1) // CACHE_LINE * CACHE_LINE
+        return field
+
+    cdef void *take_zeros(self, size_t bytes):
+        cdef void *field = self.take(bytes)
+        memset(field, 0, bytes)
+        return field
+
+
+cdef Block block(size_t bytes):
+    cdef Block b = Block.__new__(Block)
+    if posix_memalign(<void **>&b.data, CACHE_LINE, bytes + CACHE_LINE) != 0:
+        raise MemoryError(f"cannot allocate {bytes} bytes")
+    b.size = bytes + CACHE_LINE
+    return b
+
+
+cdef size_t padded(size_t count, size_t size) except? 0:
+    """Bytes that `count` elements of `size` bytes take in a Block."""
+    if size and count > (<size_t>1 << 62) // size:
+        raise MemoryError(f"{count} elements of {size} bytes are more than the address space holds")
+    return (count * size + CACHE_LINE - 1) // CACHE_LINE * CACHE_LINE
+
+
+# ------------------------------------------------------------------------------------------------------------- teams
+
+
+cdef bint meet(Team *team) noexcept nogil:
+    """Wait for the team; true when the call is to be left, for all members alike."""
+    if team.size > 1:
+        if team.rank == 0:
+            rc_stop_announce(team.stop, team.call, team.count)
+        barrier_wait(team.barrier)
+        team.count += 1
+        return rc_stop_leave(team.stop, team.count - 1)
+    return rc_stop_asked(team.call)
+
+
+cdef bint interrupted(Team *team) noexcept nogil:
+    """Look for signals (the leader), and tell whether this thread may leave its loop now: only where nobody waits."""
+    if team.leader and tick(&team.tick) != 0:
+        rc_stop_set(team.call)
+    return not team.units and rc_stop_asked(team.call)
+
+
+cdef void share(ptrdiff_t n, int rank, int size, ptrdiff_t *begin, ptrdiff_t *end) noexcept nogil:
+    """The part of n equal pieces that falls to `rank`."""
+    begin[0] = n * rank // size
+    end[0] = n * (rank + 1) // size
+
+
+cdef ptrdiff_t row_bound(const Batch *b, int rank, int size) noexcept nogil:
+    """The first sequence of `rank`, so that all ranks have about the same number of tokens."""
+    cdef ptrdiff_t m, seen = 0, tokens = b.first[b.steps]
+    if tokens == b.rows * b.steps:
+        return b.rows * rank // size
+    for m in range(b.rows):
+        if seen * size >= tokens * rank:
+            return m
+        seen += b.length[m]
+    return b.rows
+
+
+cdef void share_rows(const Batch *b, const Team *team, ptrdiff_t *begin, ptrdiff_t *end) noexcept nogil:
+    begin[0], end[0] = 0, b.rows
+    if not team.units and team.size > 1:
+        begin[0] = row_bound(b, team.rank, team.size)
+        if team.rank + 1 < team.size:
+            end[0] = row_bound(b, team.rank + 1, team.size)
+
+
+# ----------------------------------------------------------------------------------------------------------- weights
+
+
+cdef rc_shape shape_of(ptrdiff_t k, ptrdiff_t units, int gates) noexcept nogil:
+    cdef rc_shape s
+    s.k, s.units, s.gates = k, units, gates
+    return s
+
+
+cdef void set_segments(Direction *d) noexcept nogil:
+    """The layout of a dz row (kernels.h, rc_step_back) and whose gradients its columns are."""
+    cdef ptrdiff_t h = d.units
+    cdef Segment n_gate, rz_gates
+    n_gate.column, n_gate.row, n_gate.count = 0, 2 * h, h
+    rz_gates.column, rz_gates.row, rz_gates.count = h, 0, 2 * h
+    d.inputs_count = d.recurrent_count = 1
+    d.input[0].column = d.input[0].row = 0
+    d.dz = d.input[0].count = 4 * h if d.cell == RC_LSTM else h
+    d.recurrent[0] = d.input[0]
+    if d.cell == RC_GRU or d.cell == RC_GRU_RESET_BEFORE:
+        d.inputs_count = 2
+        d.input[0], d.input[1] = n_gate, rz_gates
+        if d.cell == RC_GRU:
+            d.dz = 4 * h
+            d.recurrent[0].column, d.recurrent[0].row, d.recurrent[0].count = h, 0, 3 * h
+        else:
+            d.dz = 3 * h
+            d.recurrent_count = 2
+            d.recurrent[0], d.recurrent[1] = rz_gates, n_gate
+
+
+cdef void set_shapes(Direction *d) noexcept nogil:
+    cdef ptrdiff_t h = d.units
+    cdef int gates = 4 if d.cell == RC_LSTM else 1 if d.cell <= RC_RNN_RELU else 3
+    d.w = shape_of(d.inputs, h, gates)
+    d.r = shape_of(d.out, h, gates)
+    d.p = shape_of(h, d.projection, 1)
+    d.wt = shape_of(gates * h, d.inputs, 1)
+    d.rt = shape_of(d.recurrent[0].count, d.out, 1)
+    d.pt = shape_of(d.projection, h, 1)
+    if d.cell == RC_GRU_RESET_BEFORE:
+        d.r.gates = 2
+        d.rn = shape_of(h, h, 1)
+        d.rnt = shape_of(h, h, 1)
+    d.chains = rc_chains(gates, h)
+
+
+cdef const void *data_of(object array) noexcept:
+    return NULL if array is None else cnp.PyArray_DATA(array)
+
+
+cdef class Weights:
+    """The weights of all layers and directions, packed for one set of kernels."""
+
+    def __dealloc__(self):
+        free(self.directions)
+
+    cdef void *packed(self, const rc_shape *shape, object array, ptrdiff_t column_stride, ptrdiff_t row_stride,
+                      ptrdiff_t offset) except NULL:
+        cdef size_t itemsize = self.kernels.itemsize
+        cdef Block b = block(padded(rc_packed_size(shape, self.kernels.lanes), itemsize))
+        cdef const char *source = <const char *>data_of(array) + offset * <ptrdiff_t>itemsize
+        cdef void *to = b.data
+        with nogil:
+            self.kernels.pack(shape, source, column_stride, row_stride, to)
+        self.blocks.append(b)
+        return to
+
+    cdef int pack_forward(self, Direction *d, tuple arrays) except -1:
+        w, r, b_ih, b_hh, w_hr = arrays
+        cdef ptrdiff_t h = d.units, lanes = self.kernels.lanes
+        cdef size_t itemsize = self.kernels.itemsize, tail = padded(whole(h, lanes), itemsize)
+        cdef Block b = block(padded(rc_row_size(&d.w, lanes), itemsize) + tail)
+        d.w_packed = self.packed(&d.w, w, d.inputs, 1, 0)
+        d.r_packed = self.packed(&d.r, r, d.out, 1, 0)
+        if d.cell == RC_GRU_RESET_BEFORE:
+            d.rn_packed = self.packed(&d.rn, r, d.out, 1, 2 * h * h)
+        if d.projection:
+            d.p_packed = self.packed(&d.p, w_hr, h, 1, 0)
+        d.bias = b.take(rc_row_size(&d.w, lanes) * itemsize)
+        d.bias_n = b.take_zeros(whole(h, lanes) * itemsize)
+        self.blocks.append(b)
+        cdef const char *hidden = <const char *>data_of(b_hh)
+        cdef rc_shape n = shape_of(0, h, 1)
+        if d.cell == RC_GRU and hidden != NULL:
+            self.kernels.pack_bias(&n, hidden + 2 * h * itemsize, NULL, d.bias_n)
+            b_hh = b_hh.copy()
+            b_hh[2 * h:] = 0
+        self.kernels.pack_bias(&d.w, data_of(b_ih), data_of(b_hh), d.bias)
+        return 0
+
+    cdef int pack_transposed(self, Direction *d, tuple arrays) except -1:
+        w, r, w_hr = arrays[0], arrays[1], arrays[4]
+        cdef ptrdiff_t h = d.units
+        if d.inputs_count == 2:  # rows of W in the order of a dz row: n before r and z
+            w = np.concatenate((w[2 * h:], w[:2 * h]))
+        d.wt_packed = self.packed(&d.wt, w, 1, d.inputs, 0)
+        d.rt_packed = self.packed(&d.rt, r, 1, d.out, 0)
+        if d.cell == RC_GRU_RESET_BEFORE:
+            d.rnt_packed = self.packed(&d.rnt, r, 1, d.out, 2 * h * h)
+        if d.projection:
+            d.pt_packed = self.packed(&d.pt, w_hr, 1, h, 0)
+        return 0
+
+    cdef int need_backward(self) except -1:
+        """Pack what only backward reads, once."""
+        cdef int i
+        if not self.has_backward:
+            for i in range(self.count):
+                self.pack_transposed(&self.directions[i], self.arrays[i])
+            self.has_backward = True
+        return 0
+
+
+cdef Weights pack(const rc_kernels *kernels, int cell, list sizes, list arrays):
+    """Weights of directions of `sizes` (inputs, units, projection), each with its arrays."""
+    cdef Weights weights = Weights.__new__(Weights)
+    cdef Direction *d
+    cdef int i
+    weights.kernels, weights.blocks, weights.arrays, weights.count = kernels, [], arrays, len(arrays)
+    weights.directions = <Direction *>calloc(max(1, len(arrays)), sizeof(Direction))
+    if weights.directions == NULL:
+        raise MemoryError("cannot allocate the plan of the layers")
+    for i, (inputs, units, projection) in enumerate(sizes):
+        d = &weights.directions[i]
+        d.cell, d.inputs, d.units, d.projection = <rc_cell>cell, inputs, units, projection
+        d.out = projection if projection else units
+        set_segments(d)
+        set_shapes(d)
+        weights.pack_forward(d, arrays[i])
+    return weights
