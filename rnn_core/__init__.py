@@ -14,8 +14,12 @@ __version__ = "0.1.0"
 _HOMES: dict[str, str] = {
     "Dropout": "layers",
     "Embedding": "layers",
+    "GRU": "recurrent",
+    "LSTM": "recurrent",
     "Linear": "layers",
     "Module": "module",
+    "RNN": "recurrent",
+    "Ragged": "recurrent",
     "Sequential": "layers",
     "checkpoint": "checkpoint",
     "clip_grad_norm": "clipping",

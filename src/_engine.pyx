@@ -52,8 +52,7 @@ cdef struct Call:
     bint units                         # threads share out hidden units, else sequences
     void **pointers                    # a part for each thread
     ptrdiff_t pointers_each
-    char **masks                       # (layers - 1) dropout masks of compact rows, or NULL
-    char **dropped                     # where their products with y go
+    View *masks                        # (layers - 1) dropout masks, or NULL
     rc_stop stop
     rc_stop team_stop[3]               # of all threads, and of those of each direction
     rc_barrier barrier[3]
@@ -188,17 +187,23 @@ cdef void start_teams(Call *call, int size) noexcept nogil:
         barrier_init(&call.barrier[i], sizes[i])
 
 
-cdef void apply_masks(const rc_kernels *k, const char *mask, const char *x, char *to, ptrdiff_t n, int rank,
-                      int size) noexcept nogil:
-    """to <- mask * x, of n elements; `to` may be x."""
-    cdef ptrdiff_t i, begin, end
-    share(n, rank, size, &begin, &end)
-    if k.itemsize == 4:
-        for i in range(begin, end):
-            (<float *>to)[i] = (<const float *>mask)[i] * (<const float *>x)[i]
-    else:
-        for i in range(begin, end):
-            (<double *>to)[i] = (<const double *>mask)[i] * (<const double *>x)[i]
+cdef void apply_mask(const rc_kernels *k, const Batch *b, const View *mask, const View *x, const View *to, ptrdiff_t n,
+                     ptrdiff_t begin, ptrdiff_t end, const Team *team) noexcept nogil:
+    """to <- mask * x in rows of n elements, for the tokens of steps [begin, end); `to` may be x."""
+    cdef ptrdiff_t t, m, i
+    cdef char *row
+    cdef char *factor
+    cdef char *result
+    share(end - begin, team.rank, team.size, &t, &m)
+    end, begin = begin + m, begin + t
+    for t in range(begin, end):
+        for m in range(b.active[t]):
+            factor, row, result = token(mask, b, t, m), token(x, b, t, m), token(to, b, t, m)
+            for i in range(n):
+                if k.itemsize == 4:
+                    (<float *>result)[i] = (<float *>factor)[i] * (<float *>row)[i]
+                else:
+                    (<double *>result)[i] = (<double *>factor)[i] * (<double *>row)[i]
 
 
 cdef void forward_task(void *context, int rank, int size) noexcept nogil:
@@ -207,7 +212,7 @@ cdef void forward_task(void *context, int rank, int size) noexcept nogil:
     cdef Team all, own
     cdef Pass *p
     cdef int layer, i, first, own_directions = prepare_teams(call, rank, size, &all, &own, &first)
-    cdef ptrdiff_t begin, end, offset, width, span = call.chunk if call.directions == 1 else b.steps
+    cdef ptrdiff_t begin, end, span = call.chunk if call.directions == 1 else b.steps
     cdef void **pointers = call.pointers + rank * call.pointers_each
     begin = 0
     while begin < b.steps:
@@ -224,9 +229,8 @@ cdef void forward_task(void *context, int rank, int size) noexcept nogil:
                 return
             if call.masks != NULL and layer + 1 < call.layers:
                 p = &call.passes[layer * call.directions]
-                offset, width = b.first[begin] * p.y.row, p.y.row // <ptrdiff_t>p.kernels.itemsize
-                apply_masks(p.kernels, call.masks[layer] + offset, p.y.base + offset, call.dropped[layer] + offset,
-                            (b.first[end] - b.first[begin]) * width, rank, size)
+                apply_mask(call.kernels, b, &call.masks[layer], &p.y, &call.passes[(layer + 1) * call.directions].x,
+                           call.directions * p.d.out, begin, end, &all)
                 if meet(&all):
                     return
         begin = end
@@ -246,7 +250,7 @@ cdef void backward_task(void *context, int rank, int size) noexcept nogil:
                 return
         if call.masks != NULL and layer:
             p = &call.back[layer * call.directions]
-            apply_masks(p.kernels, call.masks[layer - 1], p.dx.base, p.dx.base, b.first[b.steps] * p.d.inputs, rank, size)
+            apply_mask(call.kernels, b, &call.masks[layer - 1], &p.dx, &p.dx, p.d.inputs, 0, b.steps, &all)
             if meet(&all):
                 return
 
@@ -301,17 +305,17 @@ cdef int run_call(Call *call, task work, int threads, double multiplications) ex
 
 cdef class Tape:
     """What backward needs of one forward call. It refers to x and y: changing them before backward is undefined."""
-    cdef Network network
+    cdef readonly Network network
     cdef Weights weights
     cdef Block memory
     cdef Batch batch
     cdef Pass *passes                  # saved, saved_c, saved_hidden, x and y are the tape's
-    cdef char **dropped
+    cdef View *mask_views
     cdef tuple arrays                  # x, y, h0, masks: kept alive
     cdef int layout
     cdef object offsets
     cdef ptrdiff_t user_steps
-    cdef readonly list masks           # dropout masks between layers: (tokens, D*H), in the engine's order of tokens
+    cdef readonly list masks           # dropout masks between layers: (T, B, D*out)
 
 
 cdef class Network:
@@ -398,7 +402,7 @@ cdef class Network:
         cdef size_t itemsize = self.kernels.itemsize, passes = self.layers * self.directions, n = b.first[b.steps]
         cdef size_t units = whole(self.units, self.kernels.lanes)
         cdef size_t each = padded(n * units * rc_saved_gates(<rc_cell>self.cell), itemsize) + 2 * padded(n * units, itemsize)
-        each += 3 * padded(b.rows, sizeof(char *)) + sizeof(Pass) + 64
+        each += 4 * padded(b.rows, sizeof(char *)) + sizeof(Pass) + sizeof(View) + 64
         return passes * each + self.layers * (1 + dropout) * (padded(n * self.directions * self.out, itemsize) + 64) + 4096
 
     cdef void set_pass(self, Pass *p, Direction *d, Block memory, const Batch *b, ptrdiff_t chunk) except *:
@@ -474,8 +478,7 @@ cdef class Network:
         call.layers, call.directions, call.units = self.layers, self.directions, self.by_units(rows, threads)
         call.passes = <Pass *>memory.take(self.layers * self.directions * sizeof(Pass))
         if masks is not None:
-            call.masks = <char **>memory.take(self.layers * sizeof(char *))
-            call.dropped = <char **>memory.take(self.layers * sizeof(char *))
+            call.masks = <View *>memory.take(self.layers * sizeof(View))
         self.set_passes(&call, weights, memory, scratch, keep, x, y, code, steps, offsets, masks, states_c)
         call.pointers_each = chunk * rows + rows
         call.pointers = <void **>scratch.take(threads * call.pointers_each * sizeof(void *))
@@ -490,7 +493,7 @@ cdef class Network:
         if not keep:
             self.check_in(plan)
             return None
-        tape.network, tape.weights, tape.memory, tape.passes, tape.dropped = self, weights, memory, call.passes, call.dropped
+        tape.network, tape.weights, tape.memory, tape.passes, tape.mask_views = self, weights, memory, call.passes, call.masks
         tape.arrays, tape.layout, tape.offsets, tape.user_steps = (x, y, h0, plan), code, offsets, steps
         tape.masks = masks
         return tape
@@ -513,13 +516,14 @@ cdef class Network:
         cdef ptrdiff_t tokens = b.first[b.steps] if keep or self.directions == 2 else call.chunk * b.rows
         cdef char *inner = NULL
         cdef char *below = NULL
+        cdef char *dropped = NULL
         for layer in range(self.layers):
-            below = inner
+            below = inner if masks is None else dropped
             if layer + 1 < self.layers:
                 inner = <char *>memory.take(tokens * width * itemsize)
                 if masks is not None:
-                    call.masks[layer] = part_of(masks[layer], 0, 0, itemsize)
-                    call.dropped[layer] = <char *>memory.take(tokens * width * itemsize)
+                    call.masks[layer] = user_view(memory, b, masks[layer], TIME_MAJOR, width, 0, steps, None, itemsize)
+                    dropped = <char *>memory.take(tokens * width * itemsize)
             for d in range(self.directions):
                 i = layer * self.directions + d
                 p = &call.passes[i]
@@ -530,8 +534,6 @@ cdef class Network:
                 p.x = compact_view(below, width, 0, itemsize)
                 if layer == 0:
                     p.x = user_view(memory, b, x, layout, self.inputs, 0, steps, offsets, itemsize)
-                elif masks is not None:
-                    p.x.base = call.dropped[layer - 1]
                 p.y = compact_view(inner, width, d * self.out, itemsize)
                 if layer + 1 == self.layers:
                     p.y = user_view(memory, b, y, layout, width, d * self.out, steps, offsets, itemsize)
@@ -559,9 +561,7 @@ cdef class Network:
         call.pointers_each = 2 * (call.chunk + 1) * b.rows
         call.pointers = <void **>scratch.take(threads * call.pointers_each * sizeof(void *))
         if tape.masks is not None:
-            call.masks = <char **>scratch.take(self.layers * sizeof(char *))
-            for i in range(self.layers - 1):
-                call.masks[i] = part_of(tape.masks[i], 0, 0, itemsize)
+            call.masks = tape.mask_views
         self.set_back_passes(&call, tape, scratch, dy, dhn, dcn, grads, dx)
         if n:
             run_call(&call, backward_task, threads, 2.0 * n * self.work_of(tape.weights))

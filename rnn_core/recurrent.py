@@ -1,0 +1,369 @@
+"""RNN, LSTM and GRU layers: stacked, bidirectional, ragged. The arithmetic is the engine's (src/_engine.pyx)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from rnn_core import checks
+from rnn_core._engine import Network
+from rnn_core.module import Module
+
+Array = NDArray[Any]
+State = Any  # h, or (h, c) for an LSTM
+
+# ---------------------------------------------------------------------------------------------------------- arguments
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """Sequences of different lengths one after the other, with no padding between them.
+
+    values (sum(lengths), ...): all steps of the first sequence, then all of the second, and so on.
+    lengths (B,): steps of each, zero allowed.
+    """
+
+    values: Array
+    lengths: NDArray[np.int64]
+
+    def __post_init__(self) -> None:
+        values = np.asarray(self.values)
+        lengths = checks.integers("lengths", self.lengths, 0, 2**31, ("B",))
+        if values.ndim < 1 or len(values) != lengths.sum():
+            raise ValueError(f"values: expected sum(lengths) = {lengths.sum()} rows, got shape {values.shape}")
+        object.__setattr__(self, "values", values)
+        object.__setattr__(self, "lengths", lengths)
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+
+@dataclass
+class _Input:
+    """A checked input: what the engine is to be told of it, and how its results go back to the caller."""
+
+    array: Array
+    layout: str  # time_major, batch_first or concatenated
+    steps: int
+    batch: int
+    lengths: NDArray[np.int64] | None
+    unbatched: bool = False
+
+    def empty(self, width: int) -> Array:
+        """An output of `width` columns for this input, zero wherever the engine will not write."""
+        shape = (*self.array.shape[:-1], width)
+        full = self.lengths is None or self.layout == "concatenated"
+        return np.empty(shape, self.array.dtype) if full else np.zeros(shape, self.array.dtype)
+
+
+@dataclass
+class Tape:
+    """What `backward` needs of one `forward`. It refers to x and y: changing them before backward is undefined."""
+
+    engine: Any
+    source: _Input
+
+    @property
+    def masks(self) -> list[Array]:
+        """The dropout masks between the layers, L-1 arrays (T, B, D*H) of 0 and 1/(1-p); none without dropout."""
+        return self.engine.masks or []
+
+
+# -------------------------------------------------------------------------------------------------------------- layers
+
+
+class Recurrent(Module):
+    """Base of RNN, LSTM and GRU: `num_layers` layers of one cell, in one or two directions.
+
+    Weights of layer k are weight_ih_l{k} (G*H, I), weight_hh_l{k} (G*H, H), bias_ih_l{k} and bias_hh_l{k} (G*H,),
+    with `_reverse` for the second direction; U(-1/sqrt(H), 1/sqrt(H)) at the start, from `seed`.
+    """
+
+    _gates = 1
+    _transient = ("_packed",)
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        *,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        dtype: Any = "float32",
+        seed: int | None = None,
+    ) -> None:
+        super().__init__(dtype)
+        self.input_size = checks.count("input_size", input_size)
+        self.hidden_size = checks.count("hidden_size", hidden_size)
+        self.num_layers = checks.count("num_layers", num_layers)
+        self.bias, self.batch_first, self.bidirectional = bool(bias), bool(batch_first), bool(bidirectional)
+        self.dropout = checks.fraction("dropout", dropout)
+        self.proj_size = checks.count("proj_size", proj_size, 0)
+        if self.proj_size >= self.hidden_size:
+            raise ValueError(f"proj_size: expected less than hidden_size {hidden_size}, got {proj_size}")
+        self._directions = 2 if bidirectional else 1
+        self._out = self.proj_size or self.hidden_size
+        self._names = self._make_parameters(np.random.default_rng(seed))
+        self._mask_seed = int(np.random.default_rng(seed).integers(2**63))
+        self._mask_calls = 0
+        self._network: Network | None = None
+        self._packed: tuple[tuple[int, ...], Any] | None = None
+
+    def _cell(self) -> str:
+        raise NotImplementedError
+
+    def _make_parameters(self, rng: np.random.Generator) -> list[list[str | None]]:
+        """Random weights; the five names (None where there is none) of each direction of each layer."""
+        rows, bound = self._gates * self.hidden_size, 1 / math.sqrt(self.hidden_size)
+        names: list[list[str | None]] = []
+        for layer in range(self.num_layers):
+            inputs = self.input_size if layer == 0 else self._directions * self._out
+            for suffix in ("", "_reverse")[: self._directions]:
+                shapes = {
+                    "weight_ih": (rows, inputs),
+                    "weight_hh": (rows, self._out),
+                    "bias_ih": (rows,) if self.bias else None,
+                    "bias_hh": (rows,) if self.bias else None,
+                    "weight_hr": (self.proj_size, self.hidden_size) if self.proj_size else None,
+                }
+                names.append([f"{name}_l{layer}{suffix}" if shape else None for name, shape in shapes.items()])
+                for name, shape in shapes.items():
+                    if shape:
+                        values = rng.uniform(-bound, bound, shape)
+                        self._add_parameter(f"{name}_l{layer}{suffix}", values)
+        return names
+
+    # ---- the engine's side --------------------------------------------------------------------------------
+
+    def _engine(self) -> Network:
+        if self._network is None:
+            sizes = [
+                (self.input_size if layer == 0 else self._directions * self._out, self.hidden_size, self.proj_size)
+                for layer in range(self.num_layers)
+                for _ in range(self._directions)
+            ]
+            self._network = Network(self._cell(), sizes, self.num_layers, self._directions, self.dtype)
+        return self._network
+
+    def _arrays(self, of: dict[str, Array]) -> list[tuple[Array | None, ...]]:
+        return [tuple(None if name is None else of[name] for name in names) for names in self._names]
+
+    def _weights(self) -> Any:
+        """The packed weights, made anew when a parameter has been written since."""
+        buffers = self._buffers
+        versions = tuple([buffer.version for buffer in buffers.values()])
+        packed = self._packed
+        if packed is None or packed[0] != versions:
+            views = {name: buffer.view for name, buffer in buffers.items()}
+            packed = self._packed = versions, self._engine().pack(self._arrays(views))
+        return packed[1]
+
+    # ---- arguments and results ----------------------------------------------------------------------------
+
+    def _input(self, x: ArrayLike | Ragged, lengths: ArrayLike | None) -> _Input:
+        if isinstance(x, Ragged):
+            if lengths is not None:
+                raise ValueError("lengths: expected None beside a Ragged input, which has its own")
+            values = checks.floats("x.values", x.values, self.dtype, ("tokens", self.input_size))
+            return _Input(values, "concatenated", int(max(x.lengths, default=0)), len(x), x.lengths)
+        unbatched = np.ndim(x) == 2
+        if unbatched:
+            array = checks.floats("x", x, self.dtype, ("T", self.input_size))
+            array = array[None] if self.batch_first else array[:, None]
+            if lengths is not None:
+                lengths = np.reshape(lengths, -1)
+        else:
+            array = checks.floats("x", x, self.dtype, ("B", "T", self.input_size) if self.batch_first
+                                  else ("T", "B", self.input_size))
+        steps, batch = array.shape[1::-1] if self.batch_first else array.shape[:2]
+        ragged = None if lengths is None else checks.lengths(lengths, batch, steps)
+        return _Input(array, "batch_first" if self.batch_first else "time_major", steps, batch, ragged, unbatched)
+
+    def _state_parts(self, name: str, state: State) -> tuple[Any, ...]:
+        """The arrays of a state, one name each: (h,) here, (h, c) for an LSTM."""
+        return ((name, state, self._out),)
+
+    def _join(self, parts: list[Array]) -> State:
+        return parts[0]
+
+    def _states(self, name: str, state: State, batch: int, unbatched: bool) -> list[Array | None]:
+        """Checked arrays (L*D, B, size) of a state; None where it is None. Always two: c is None but for an LSTM."""
+        found: list[Array | None] = []
+        rows = self.num_layers * self._directions
+        for part, value, size in self._state_parts(name, state):
+            if value is not None:
+                shape = (rows, size) if unbatched else (rows, batch, size)
+                value = checks.floats(part, value, self.dtype, shape).reshape(rows, batch, size)
+            found.append(value)
+        return [*found, None][:2]
+
+    def _new_states(self, batch: int) -> list[Array | None]:
+        rows = self.num_layers * self._directions
+        parts = self._state_parts("", None)
+        return [*(np.empty((rows, batch, size), self.dtype) for _, _, size in parts), None][:2]
+
+    def _public_state(self, states: list[Array | None], unbatched: bool) -> State:
+        return self._join([s[:, 0] if unbatched else s for s in states if s is not None])
+
+    # ---- forward and backward -----------------------------------------------------------------------------
+
+    def __call__(self, x: ArrayLike | Ragged, state: State = None, lengths: ArrayLike | None = None) -> Any:
+        """Inference: (y, state), nothing kept.
+
+        x (T, B, I), (B, T, I) with batch_first, (T, I) unbatched, or a Ragged; state h (L*D, B, H), for an LSTM
+        (h, c), zero if None; lengths (B,) of sequences that end before T, in any order.
+        y has D*H columns instead of I, zero past a sequence's end; state is the one after each one's last step.
+        """
+        return self._run(x, state, lengths, False)[:2]
+
+    def forward(self, x: ArrayLike | Ragged, state: State = None, lengths: ArrayLike | None = None) -> Any:
+        """Training: (y, state, tape), with dropout between the layers; arguments and results as in a plain call."""
+        return self._run(x, state, lengths, True)
+
+    def _run(self, x: Any, state: State, lengths: Any, keep: bool) -> Any:
+        source = self._input(x, lengths)
+        h0, c0 = self._states("state", state, source.batch, source.unbatched)
+        y, final = source.empty(self._directions * self._out), self._new_states(source.batch)
+        masks = self._masks(source) if keep and self.dropout and self.num_layers > 1 else None
+        engine = self._engine().forward(
+            self._weights(), source.array, y, source.layout, source.steps, source.batch, source.lengths, h0, c0,
+            final[0], final[1], keep, masks,
+        )
+        tape = Tape(engine, source) if keep else None
+        return self._output(y, source), self._public_state(final, source.unbatched), tape
+
+    def _output(self, y: Array, source: _Input) -> Any:
+        if source.layout == "concatenated":
+            return Ragged(y, source.lengths)
+        return y.reshape(source.steps, -1) if source.unbatched else y
+
+    def _masks(self, source: _Input) -> list[Array]:
+        """Factors 0 or 1/(1-p) of each element between two layers, from a counter: the same for any thread count."""
+        shape = (source.steps, source.batch, self._directions * self._out)
+        scale = 0.0 if self.dropout == 1.0 else 1.0 / (1.0 - self.dropout)
+        self._mask_calls += 1
+        masks = []
+        for layer in range(self.num_layers - 1):
+            key = np.array([self._mask_seed, self._mask_calls * self.num_layers + layer], np.uint64)
+            kept = np.random.Generator(np.random.Philox(key=key)).random(shape, np.float32) >= self.dropout
+            masks.append(kept.astype(self.dtype) * self.dtype.type(scale))
+        return masks
+
+    def backward(self, tape: Tape, dy: Any, dstate: State = None, *, need_dx: bool = True) -> Any:
+        """(dx, dstate) of the gradients dy of y and dstate of the final state (None for zero); adds into `grads`.
+
+        dy as y (a Ragged for a Ragged); dx as x, or None with need_dx=False. Werbos 1990, "Backpropagation through
+        time: what it does and how to do it".
+        """
+        if not isinstance(tape, Tape) or tape.engine.network is not self._engine():
+            raise ValueError(f"tape: expected one that this layer's forward made, got {type(tape).__name__}")
+        source = tape.source
+        dhn, dcn = self._states("dstate", dstate, source.batch, source.unbatched)
+        dh0, dc0 = self._new_states(source.batch)
+        dx = source.empty(self.input_size) if need_dx else None
+        grads = {name: self._grad(name) for name in self._buffers}
+        self._engine().backward(
+            tape.engine, self._output_gradient(dy, source), dhn, dcn, self._arrays(grads), dx, dh0, dc0
+        )
+        public = self._public_state([dh0, dc0], source.unbatched)
+        return None if dx is None else self._output(dx, source), public
+
+    def _output_gradient(self, dy: Any, source: _Input) -> Array | None:
+        if dy is None:
+            return None
+        if source.layout == "concatenated":
+            dy = dy.values if isinstance(dy, Ragged) else dy
+        shape = (*source.array.shape[:-1], self._directions * self._out)
+        if source.unbatched:
+            return checks.floats("dy", dy, self.dtype, (source.steps, shape[-1])).reshape(shape)
+        return checks.floats("dy", dy, self.dtype, shape)
+
+    def _describe(self) -> str:
+        options = {"num_layers": 1, "bias": True, "batch_first": False, "dropout": 0.0, "bidirectional": False,
+                   "proj_size": 0}
+        text = [f"{self.input_size}, {self.hidden_size}"]
+        text += [f"{k}={getattr(self, k)!r}" for k, default in options.items() if getattr(self, k) != default]
+        return ", ".join(text)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_network": None}
+
+
+class RNN(Recurrent):
+    """h_t = tanh(W x_t + b_ih + R h_{t-1} + b_hh), or max(0, .) with nonlinearity="relu" (Elman 1990).
+
+    Arguments, shapes and keys are torch.nn.RNN's.
+    """
+
+    def __init__(self, input_size: int, hidden_size: int, num_layers: int = 1, *, nonlinearity: str = "tanh",
+                 **options: Any) -> None:
+        if nonlinearity not in ("tanh", "relu"):
+            raise ValueError(f"nonlinearity: expected 'tanh' or 'relu', got {nonlinearity!r}")
+        _refuse_projection(options)
+        self.nonlinearity = nonlinearity
+        super().__init__(input_size, hidden_size, num_layers, **options)
+
+    def _cell(self) -> str:
+        return f"rnn_{self.nonlinearity}"
+
+
+class LSTM(Recurrent):
+    """Long short-term memory (Hochreiter & Schmidhuber 1997, with Gers et al.'s forget gate), gates i, f, g, o:
+
+        i, f, o = sigmoid(.), g = tanh(.) of W x_t + b_ih + R h_{t-1} + b_hh
+        c_t = f c_{t-1} + i g,  h_t = o tanh(c_t), and with proj_size W_hr h_t instead of h_t (Sak et al. 2014)
+
+    Arguments, shapes and keys are torch.nn.LSTM's; the state is (h, c).
+    """
+
+    _gates = 4
+
+    def _cell(self) -> str:
+        return "lstm"
+
+    def _state_parts(self, name: str, state: State) -> tuple[Any, ...]:
+        if state is None:
+            state = (None, None)
+        if not isinstance(state, (tuple, list)) or len(state) != 2:
+            raise TypeError(f"{name}: expected a pair (h, c), got {type(state).__name__}")
+        return ((f"{name} h", state[0], self._out), (f"{name} c", state[1], self.hidden_size))
+
+    def _join(self, parts: list[Array]) -> State:
+        return parts[0], parts[1]
+
+
+class GRU(Recurrent):
+    """Gated recurrent unit (Cho et al. 2014), gates r, z, n:
+
+        r, z = sigmoid(.) of W x_t + b_ih + R h_{t-1} + b_hh
+        n = tanh(W_n x_t + b_in + r (R_n h_{t-1} + b_hn)), or with reset_after=False
+        n = tanh(W_n x_t + b_in + R_n (r h_{t-1}) + b_hn)
+        h_t = (1 - z) n + z h_{t-1}
+
+    Arguments, shapes and keys are torch.nn.GRU's. reset_after=False is Cho's original, Keras' version 1 and ONNX'
+    linear_before_reset=0.
+    """
+
+    _gates = 3
+
+    def __init__(self, input_size: int, hidden_size: int, num_layers: int = 1, *, reset_after: bool = True,
+                 **options: Any) -> None:
+        _refuse_projection(options)
+        self.reset_after = bool(reset_after)
+        super().__init__(input_size, hidden_size, num_layers, **options)
+
+    def _cell(self) -> str:
+        return "gru" if self.reset_after else "gru_reset_before"
+
+
+def _refuse_projection(options: dict[str, Any]) -> None:
+    if options.get("proj_size"):
+        raise ValueError(f"proj_size: expected 0, since only LSTM has a projection, got {options['proj_size']!r}")
