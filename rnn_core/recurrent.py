@@ -178,8 +178,8 @@ class Recurrent(Module):
         if unbatched:
             array = checks.floats("x", x, self.dtype, ("T", self.input_size))
             array = array[None] if self.batch_first else array[:, None]
-            if lengths is not None:
-                lengths = np.reshape(lengths, -1)
+            if lengths is not None and np.ndim(lengths) == 0:
+                lengths = np.reshape(lengths, 1)
         else:
             array = checks.floats("x", x, self.dtype, ("B", "T", self.input_size) if self.batch_first
                                   else ("T", "B", self.input_size))
@@ -243,7 +243,7 @@ class Recurrent(Module):
     def _output(self, y: Array, source: _Input) -> Any:
         if source.layout == "concatenated":
             return Ragged(y, source.lengths)
-        return y.reshape(source.steps, -1) if source.unbatched else y
+        return y.reshape(source.steps, y.shape[-1]) if source.unbatched else y
 
     def _masks(self, source: _Input) -> list[Array]:
         """Factors 0 or 1/(1-p) of each element between two layers, from a counter: the same for any thread count."""

@@ -52,7 +52,7 @@ cdef ptrdiff_t run_of(const rc_rows *rows, ptrdiff_t begin, ptrdiff_t end, size_
         return min(end - begin, MOST)
     if i < end:
         step = <char *>rows.ptr[i] - <char *>rows.ptr[begin]
-        if step > 0 and step % <ptrdiff_t>itemsize == 0:
+        if 0 < step < MOST and step % <ptrdiff_t>itemsize == 0:
             stride[0] = step // <ptrdiff_t>itemsize
             while i < end and <char *>rows.ptr[i] - <char *>rows.ptr[i - 1] == step:
                 i += 1
