@@ -17,7 +17,7 @@ from rnn_core._kernels cimport *
 from rnn_core._plan cimport Batch, Block, Direction, Team, View, Weights, block, meet, pack, padded, rc_stop, \
     rc_stop_asked, rc_stop_init, share, token, whole
 from rnn_core._runtime cimport barrier_init, fp_begin, fp_end, kernels_f32, kernels_f64, num_threads, raise_pending, \
-    rc_barrier, run
+    rc_barrier, run_prepared
 
 cnp.import_array()
 
@@ -258,32 +258,15 @@ cdef void backward_task(void *context, int rank, int size) noexcept nogil:
 ctypedef void (*task)(void *, int, int) noexcept nogil
 
 
-cdef struct Attempt:
-    Call *call
-    task work
-    int size
-
-
-cdef void attempt(void *context, int rank, int size) noexcept nogil:
-    """The barriers were made for the size that was asked for; a busy pool gives one thread."""
-    cdef Attempt *a = <Attempt *>context
-    if size == a.size:
-        a.work(a.call, rank, size)
+cdef void prepare_call(void *context, int size) noexcept nogil:
+    start_teams(<Call *>context, size)
 
 
 cdef void run_team(Call *call, task work, int threads) noexcept nogil:
-    cdef Attempt a
+    """The call on up to `threads` threads; float32 flushes denormals to zero."""
     cdef bint single = call.kernels.itemsize == 4
     cdef unsigned control = fp_begin() if single else 0
-    start_teams(call, threads)
-    if threads > 1:
-        a.call, a.work, a.size = call, work, threads
-        threads = run(attempt, &a, threads)
-        if threads != a.size:
-            threads = 1
-            start_teams(call, 1)
-    if threads == 1:
-        work(call, 0, 1)
+    run_prepared(prepare_call, work, call, threads)
     if single:
         fp_end(control)
 

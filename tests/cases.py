@@ -130,26 +130,32 @@ def parts(state):
     return state if isinstance(state, tuple) else (state,)
 
 
-def close(got, want, tolerance, *where):
+def close(got, want, tolerance, *where, largest=None):
     """|got - want| <= tolerance * the largest |want|, shapes equal, nothing NaN."""
     assert got.shape == want.shape, (got.shape, want.shape, *where)
     if not want.size:
         return
     error = np.max(np.abs(got.astype(np.float64) - want))
-    largest = np.max(np.abs(want))
+    largest = np.max(np.abs(want)) if largest is None else largest
     assert error <= tolerance * largest, (f"error {error:.3g} of {largest:.3g}", *where)
 
 
 def all_close(got, want, tolerance, *where):
-    """`close` for each array of two equally long tuples or of two dicts."""
+    """`close` for each array of two equally long tuples or of two dicts.
+
+    A dict holds the gradients of one call, and the largest of all of them counts: a gradient of one element, say, may
+    be the small difference of large sums, which no float32 can give to its own relative precision.
+    """
+    largest = None
     if isinstance(want, dict):
         assert set(got) == set(want), (set(got) ^ set(want), *where)
+        largest = max((np.max(np.abs(w)) for w in want.values() if w.size), default=0)
         got, want, names = [got[k] for k in want], list(want.values()), list(want)
     else:
         names = range(len(want))
     assert len(got) == len(want), where
     for name, g, w in zip(names, got, want):
-        close(g, w, tolerance, name, *where)
+        close(g, w, tolerance, name, *where, largest=largest)
 
 
 def same(got, want, *where):

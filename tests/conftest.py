@@ -11,15 +11,3 @@ def threads():
     before = rc.get_num_threads()
     yield rc.set_num_threads
     rc.set_num_threads(before)
-
-
-if not hasattr(rc, "LSTM"):  # until the layers are in
-    collect_ignore_glob = [
-        "test_recurrent_*",
-        "test_cells*",
-        "test_bits*",
-        "test_bad_input*",
-        "test_threads*",
-        "test_activations*",
-        "peers/*",
-    ]
