@@ -1,0 +1,130 @@
+"""One time step of a cell for services that call it a thousand times a second: no allocation, one check, no GIL dance.
+
+A step shorter than about 10 microseconds keeps the GIL, so its scratch needs no lock. Whatever does not fit here
+(other layouts or types, a step worth more threads, a wrong argument) is the general path's, which gives the same bits
+or the right error.
+"""
+
+from libc.string cimport memcpy
+
+cimport numpy as cnp
+
+from rnn_core._kernels cimport *
+from rnn_core._parameters cimport Buffer
+from rnn_core._plan cimport Block, Direction, Weights, block, padded, rows_at, whole
+from rnn_core._runtime cimport fp_begin, fp_end, kernels_f32
+
+cnp.import_array()
+
+cdef enum:
+    # Multiply-adds of about 10 microseconds: a longer step may use more threads and lets go of the GIL.
+    MOST_WORK = 1 << 19
+
+
+cdef bint fits(object array, ptrdiff_t rows, ptrdiff_t columns, bint written) noexcept:
+    """A float32 (rows, columns) array that can be read, or written, as it lies."""
+    if not cnp.PyArray_CheckExact(array) or cnp.PyArray_TYPE(array) != cnp.NPY_FLOAT32:
+        return False
+    if cnp.PyArray_NDIM(array) != 2 or cnp.PyArray_DIM(array, 0) != rows or cnp.PyArray_DIM(array, 1) != columns:
+        return False
+    return cnp.PyArray_ISCARRAY(array) if written else cnp.PyArray_ISCARRAY_RO(array)
+
+
+cdef class Stepper:
+    """The fast path of one cell. `buffers` are its parameters; when one has been written, `weights` is asked again."""
+    cdef Weights weights
+    cdef object pack
+    cdef list buffers
+    cdef Py_ssize_t stamp
+    cdef Block memory
+    cdef ptrdiff_t rows                # that `memory` is for
+    cdef rc_gemm inputs
+    cdef rc_step cell
+    cdef rc_step second                # GRU_RESET_BEFORE's other phase
+    cdef char *h
+    cdef char *c
+
+    def __init__(self, list buffers, pack):
+        self.buffers, self.pack, self.stamp, self.rows = buffers, pack, -1, -1
+
+    cdef Py_ssize_t versions(self) noexcept:
+        """Moves with every write to a parameter, since versions only grow."""
+        cdef Py_ssize_t total = 0
+        cdef Buffer b
+        for b in self.buffers:
+            total += b.version
+        return total
+
+    cdef int prepare(self, ptrdiff_t rows) except -1:
+        """Everything about a step of `rows` rows that does not change from call to call."""
+        cdef Py_ssize_t stamp = self.versions()
+        self.weights = self.pack()
+        cdef Direction *d = self.weights.directions
+        cdef ptrdiff_t lanes = self.weights.kernels.lanes, units = whole(d.units, lanes), row = rc_row_size(&d.w, lanes)
+        self.memory = block(3 * padded(rows * units, 4) + padded(rows * row, 4))
+        self.h = <char *>self.memory.take(rows * units * 4)
+        self.c = <char *>self.memory.take_zeros(rows * units * 4)
+        cdef char *reset = <char *>self.memory.take_zeros(rows * units * 4)
+        cdef char *gates = <char *>self.memory.take(rows * row * 4)
+        cdef rc_rows none = rows_at(NULL, 0)
+        cdef rc_gemm *g = &self.inputs
+        g.shape, g.packed, g.bias, g.accumulate, g.padded = d.w, d.w_packed, d.bias, False, True
+        g.c = rows_at(gates, row)
+        g.row_begin, g.row_end, g.panel_begin, g.panel_end = 0, rows, 0, rc_panels(&d.w, lanes)
+        cdef rc_step *s = &self.cell
+        s.cell, s.phase, s.shape, s.packed, s.bias = d.cell, 0, d.r, d.r_packed, d.bias_n
+        s.chains = d.chains if d.cell != RC_GRU_RESET_BEFORE else rc_chains(2, d.units)
+        s.gates, s.product, s.h_next, s.c = g.c, none, rows_at(self.h, units), rows_at(self.c, units)
+        s.reset, s.y, s.saved, s.saved_c = rows_at(reset, units), none, none, none
+        s.row_begin, s.row_end, s.panel_begin, s.panel_end = 0, rows, 0, rc_panels(&d.r, lanes)
+        self.second = s[0]
+        s = &self.second
+        s.phase, s.shape, s.packed, s.chains = 1, d.rn, d.rn_packed, rc_chains(1, d.units)
+        s.panel_end = rc_panels(&d.rn, lanes)
+        self.stamp, self.rows = stamp, rows
+        return 0
+
+    cdef void run(self, const float *x, const float *h, const float *c, float *out_h, float *out_c) noexcept:
+        cdef const rc_kernels *k = self.weights.kernels
+        cdef Direction *d = self.weights.directions
+        cdef ptrdiff_t m, units = d.units, stride = whole(units, k.lanes), size = units * sizeof(float)
+        cdef unsigned control = fp_begin()
+        self.inputs.a = rows_at(<void *>x, d.inputs)
+        self.cell.h_prev = rows_at(<void *>h, units)
+        if d.cell == RC_LSTM:
+            for m in range(self.rows):
+                memcpy(self.c + m * stride * sizeof(float), c + m * units, size)
+        k.gemm(&self.inputs)
+        k.step(&self.cell)
+        if d.cell == RC_GRU_RESET_BEFORE:
+            self.second.h_prev = self.cell.h_prev
+            k.step(&self.second)
+        for m in range(self.rows):
+            memcpy(out_h + m * units, self.h + m * stride * sizeof(float), size)
+            if d.cell == RC_LSTM:
+                memcpy(out_c + m * units, self.c + m * stride * sizeof(float), size)
+        fp_end(control)
+
+    def step(self, x, h, c, out_h, out_c):
+        """Do the step if everything fits; False (and nothing done) if it does not. c and out_c: None but for an LSTM.
+        out_h may be h and out_c may be c."""
+        if not cnp.PyArray_CheckExact(x) or cnp.PyArray_NDIM(x) != 2:
+            return False
+        cdef ptrdiff_t rows = cnp.PyArray_DIM(x, 0)
+        if self.rows != rows or self.stamp != self.versions():
+            self.prepare(rows)
+        cdef Direction *d = self.weights.directions
+        cdef bint lstm = d.cell == RC_LSTM, gru = d.cell >= RC_GRU
+        if self.weights.kernels != kernels_f32() or (gru and d.units % self.weights.kernels.lanes):
+            return False  # a GRU reads whole vectors of h
+        if rows * rc_row_size(&d.w, self.weights.kernels.lanes) * (d.inputs + d.units) > MOST_WORK:
+            return False
+        if not fits(x, rows, d.inputs, False) or not fits(h, rows, d.units, False) \
+                or not fits(out_h, rows, d.units, True):
+            return False
+        if lstm and not (fits(c, rows, d.units, False) and fits(out_c, rows, d.units, True)):
+            return False
+        self.run(<float *>cnp.PyArray_DATA(x), <float *>cnp.PyArray_DATA(h),
+                 <float *>cnp.PyArray_DATA(c) if lstm else NULL, <float *>cnp.PyArray_DATA(out_h),
+                 <float *>cnp.PyArray_DATA(out_c) if lstm else NULL)
+        return True
