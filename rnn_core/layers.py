@@ -216,7 +216,7 @@ class Sequential(Module):
 
     def __init__(self, *layers: Module, **named: Module) -> None:
         children = {str(i): layer for i, layer in enumerate(layers)} | named
-        super().__init__(next(iter(children.values())).dtype if children else "float32")
+        super().__init__()
         for name, child in children.items():
             self._add_child(name, child)
 
