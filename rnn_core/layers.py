@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 import os
@@ -29,6 +30,7 @@ def _like(name: str, x: ArrayLike, dtype: Any, shape: tuple[int, ...]) -> Array:
     return checks.floats(name, x, dtype, shape).reshape(-1, shape[-1])
 
 
+@functools.cache
 def _panels(dtype: np.dtype) -> bool:
     """Whether our packed kernels compute products of this dtype; BLAS does where they are not tuned."""
     return dtype == np.float32 and _runtime.isa() != "generic" and os.environ.get("RNN_CORE_GEMM") != "blas"

@@ -9,40 +9,11 @@ from posix.stdlib cimport posix_memalign
 cimport numpy as cnp
 
 from rnn_core._dense cimport data, launch, least, share
+from rnn_core._kernels cimport *
 from rnn_core._parameters cimport Buffer
 from rnn_core._runtime cimport kernels_f32, raise_pending, tick
 
 cnp.import_array()
-
-cdef extern from "kernels.h" nogil:
-    ctypedef struct rc_rows:
-        void *base
-        Py_ssize_t stride
-        void **ptr
-    ctypedef struct rc_shape:
-        Py_ssize_t k, units
-        int gates
-    ctypedef struct rc_gemm:
-        rc_shape shape
-        const void *packed
-        const void *bias
-        int accumulate, padded
-        rc_rows a, c
-        Py_ssize_t row_begin, row_end, panel_begin, panel_end
-    ctypedef struct rc_outer:
-        rc_rows a, x
-        void *c
-        Py_ssize_t c_stride, rows, n, m_begin, m_end
-    ctypedef struct rc_kernels:
-        Py_ssize_t lanes
-        void (*pack)(const rc_shape *, const void *, Py_ssize_t, Py_ssize_t, void *) noexcept nogil
-        void (*pack_bias)(const rc_shape *, const void *, const void *, void *) noexcept nogil
-        void (*gemm)(const rc_gemm *) noexcept nogil
-        void (*outer)(const rc_outer *) noexcept nogil
-        void (*column_sums)(const rc_rows *, Py_ssize_t, void *, Py_ssize_t, Py_ssize_t) noexcept nogil
-    Py_ssize_t rc_panels(const rc_shape *, Py_ssize_t lanes)
-    Py_ssize_t rc_row_size(const rc_shape *, Py_ssize_t lanes)
-    size_t rc_packed_size(const rc_shape *, Py_ssize_t lanes)
 
 cdef enum:
     PANEL = 4           # vectors in a panel
@@ -55,7 +26,7 @@ cdef double GEMM_NS = 1 / 90.0   # ns a floating-point operation, one thread
 
 
 cdef inline const rc_kernels *kernels() noexcept nogil:
-    return <const rc_kernels *> kernels_f32()
+    return kernels_f32()
 
 
 cdef inline rc_rows rows_of(const void *base, Py_ssize_t stride) noexcept nogil:
