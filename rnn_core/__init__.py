@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 # Public name -> the module that has it, loaded when the name is first used; a name that is itself a module of this
 # package stands for that module.
 _HOMES: dict[str, str] = {
+    "CharLM": "charlm",
     "Dropout": "layers",
     "Embedding": "layers",
     "GRU": "recurrent",
@@ -27,6 +28,7 @@ _HOMES: dict[str, str] = {
     "checkpoint": "checkpoint",
     "clip_grad_norm": "clipping",
     "clip_grad_value": "clipping",
+    "diagnostics": "diagnostics",
     "get_num_threads": "config",
     "losses": "losses",
     "optim": "optim",

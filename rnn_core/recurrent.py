@@ -113,7 +113,7 @@ class Recurrent(Module):
         self._out = self.proj_size or self.hidden_size
         self._names = self._make_parameters(np.random.default_rng(seed))
         self._mask_seed = int(np.random.default_rng(seed).integers(2**63))
-        self._mask_calls = 0
+        self.calls = 0  # of forward with dropout; set it to go on where a former run stopped
         self._network: Network | None = None
         self._packed: tuple[tuple[int, ...], Any] | None = None
 
@@ -249,10 +249,10 @@ class Recurrent(Module):
         """Factors 0 or 1/(1-p) of each element between two layers, from a counter: the same for any thread count."""
         shape = (source.steps, source.batch, self._directions * self._out)
         scale = 0.0 if self.dropout == 1.0 else 1.0 / (1.0 - self.dropout)
-        self._mask_calls += 1
+        self.calls += 1
         masks = []
         for layer in range(self.num_layers - 1):
-            key = np.array([self._mask_seed, self._mask_calls * self.num_layers + layer], np.uint64)
+            key = np.array([self._mask_seed, self.calls * self.num_layers + layer], np.uint64)
             kept = np.random.Generator(np.random.Philox(key=key)).random(shape, np.float32) >= self.dropout
             masks.append(kept.astype(self.dtype) * self.dtype.type(scale))
         return masks
