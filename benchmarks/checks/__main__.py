@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import traceback
 
 NAMES = ("startup", "overhead", "threads", "memory", "odd_sizes")
 
 
-def run(names=NAMES):
-    """The lines of the named checks, printed as they come."""
-    found = []
+def run(names=NAMES) -> list[str]:
+    """The lines of the named checks, printed as they come; one that raises is a failed line."""
+    found: list[str] = []
     for name in names:
-        for bar in importlib.import_module(f"benchmarks.checks.{name}").check():
-            print(bar, flush=True)
-            found.append(bar)
+        try:
+            for bar in importlib.import_module(f"benchmarks.checks.{name}").check():
+                found.append(str(bar))
+                print(bar, flush=True)
+        except Exception as error:
+            traceback.print_exc()
+            found.append(f"FAIL  {name}: {type(error).__name__}: {error}".splitlines()[0])
+            print(found[-1], flush=True)
     return found
 
 

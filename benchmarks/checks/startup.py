@@ -20,14 +20,15 @@ def in_fresh_process() -> dict:
     begin = time.perf_counter()
     import rnn_core as rc
 
+    layer = rc.LSTM(8, 8)  # what the package loads when it is first used counts as well
     seconds = time.perf_counter() - begin
-    rc.LSTM(8, 8)(np.zeros((2, 1, 8), np.float32))
+    layer(np.zeros((2, 1, 8), np.float32))
     return {"seconds": seconds, "heavy": [name for name in HEAVY if name in sys.modules]}
 
 
 def check():
     answers = [fresh("startup") for _ in range(RUNS)]
     best = min(answer["seconds"] for answer in answers)
-    yield Bar("start-up: import rnn_core after numpy, ms", best * 1e3, 30, at_most=True)
+    yield Bar("start-up: import rnn_core and a first layer after numpy, ms", best * 1e3, 30, at_most=True)
     heavy = answers[0]["heavy"]
     yield Bar("start-up: heavy packages that an inference loads", len(heavy), 0, at_most=True, detail=" ".join(heavy))

@@ -101,7 +101,7 @@ def main() -> int:
         for bar in report.verdicts(data):
             print(bar)
         if args.checks:
-            data["checks"] = [str(bar) for bar in checks.run()]
+            data["checks"] = checks.run()
     out = str(Path(args.render).with_suffix("")) if args.render and args.out == DEFAULT_OUT else args.out
     print("written: " + ", ".join(report.save(data, out)))
     if args.into:
