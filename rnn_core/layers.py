@@ -6,6 +6,7 @@ import functools
 import inspect
 import math
 import os
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from rnn_core import _dense, _linear, _runtime, checks
 from rnn_core.module import Module
+from rnn_core.recurrent import Ragged
 
 Array = NDArray[Any]
 
@@ -213,7 +215,7 @@ class Sequential(Module):
     """Layers one after the other: Sequential(a, b) with the keys "0.…" and "1.…", or Sequential(name=a, other=b).
 
     Of a recurrent layer the output y goes on, and its states start from zero; `lengths` goes to the layers that take
-    it.
+    it. Of a Ragged the other layers see the values.
     """
 
     def __init__(self, *layers: Module, **named: Module) -> None:
@@ -225,14 +227,17 @@ class Sequential(Module):
     def __call__(self, x: Any, lengths: ArrayLike | None = None) -> Any:
         """The last layer's output; keeps nothing."""
         for child in self._children.values():
-            x = _first(child(x, **_options(child, lengths)))  # type: ignore[operator]
+            given, wrap, options = _prepared(child, x, lengths)
+            x = wrap(_first(child(given, **options)))  # type: ignore[operator]
         return x
 
     def forward(self, x: Any, lengths: ArrayLike | None = None) -> tuple[Any, list[Any]]:
         """The last layer's output, and the tapes."""
         tapes = []
         for child in self._children.values():
-            x, *_, tape = child.forward(x, **_options(child, lengths))  # type: ignore[attr-defined]
+            given, wrap, options = _prepared(child, x, lengths)
+            y, *_, tape = child.forward(given, **options)  # type: ignore[attr-defined]
+            x = wrap(y)
             tapes.append(tape)
         return x, tapes
 
@@ -242,7 +247,9 @@ class Sequential(Module):
         if len(tape) != len(children):
             raise ValueError(f"tape: expected that of {len(children)} layers, got {len(tape)}")
         for i in range(len(children) - 1, -1, -1):
-            dy = _first(children[i].backward(tape[i], dy, need_dx=need_dx or i > 0))  # type: ignore[attr-defined]
+            given, wrap, _ = _prepared(children[i], dy, None)
+            dx = _first(children[i].backward(tape[i], given, need_dx=need_dx or i > 0))  # type: ignore[attr-defined]
+            dy = None if dx is None else wrap(dx)
         return dy
 
 
@@ -251,7 +258,10 @@ def _first(result: Any) -> Any:
     return result[0] if isinstance(result, tuple) else result
 
 
-def _options(child: Module, lengths: ArrayLike | None) -> dict[str, Any]:
-    if lengths is None or "lengths" not in inspect.signature(child.__call__).parameters:  # type: ignore[operator]
-        return {}
-    return {"lengths": lengths}
+def _prepared(child: Module, x: Any, lengths: ArrayLike | None) -> tuple[Any, Callable[[Any], Any], dict[str, Any]]:
+    """What a layer is given for x, what makes a Ragged of its result again, and its options."""
+    if "lengths" in inspect.signature(child.__call__).parameters:  # type: ignore[operator]
+        return x, lambda y: y, {} if lengths is None else {"lengths": lengths}
+    if isinstance(x, Ragged):
+        return x.values, lambda y: Ragged(y, x.lengths), {}
+    return x, lambda y: y, {}

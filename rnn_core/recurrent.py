@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from rnn_core import checks
+from rnn_core import _dense, checks
 from rnn_core._engine import Network
 from rnn_core.module import Module
 
@@ -246,15 +246,12 @@ class Recurrent(Module):
         return y.reshape(source.steps, y.shape[-1]) if source.unbatched else y
 
     def _masks(self, source: _Input) -> list[Array]:
-        """Factors 0 or 1/(1-p) of each element between two layers, from a counter: the same for any thread count."""
+        """Factors 0 or 1/(1-p) of each element between two layers, by (seed, call, layer, sequence, step, unit)."""
         shape = (source.steps, source.batch, self._directions * self._out)
-        scale = 0.0 if self.dropout == 1.0 else 1.0 / (1.0 - self.dropout)
+        masks = [np.empty(shape, self.dtype) for _ in range(self.num_layers - 1)]
+        for layer, mask in enumerate(masks):
+            _dense.dropout(None, None, mask, self.dropout, self._mask_seed, self.calls, layer, False)
         self.calls += 1
-        masks = []
-        for layer in range(self.num_layers - 1):
-            key = np.array([self._mask_seed, self.calls * self.num_layers + layer], np.uint64)
-            kept = np.random.Generator(np.random.Philox(key=key)).random(shape, np.float32) >= self.dropout
-            masks.append(kept.astype(self.dtype) * self.dtype.type(scale))
         return masks
 
     def backward(self, tape: Tape, dy: Any, dstate: State = None, *, need_dx: bool = True) -> Any:

@@ -315,6 +315,45 @@ def test_sequential_passes_lengths_on_and_skips_dx_only_at_its_start():
         rc.Sequential(3)
 
 
+@pytest.mark.parametrize("form", ["padded", "ragged"])
+@pytest.mark.parametrize("kind", [rc.LSTM, rc.GRU, rc.RNN])
+def test_sequential_with_recurrent_layers(form, kind):
+    """Gradients of a whole model are differences, for padded and concatenated sequences of different lengths."""
+    rng, lengths = np.random.default_rng(0), [4, 0, 2]
+    net = rc.Sequential(
+        embedding=rc.Embedding(5, 3, dtype="float64", seed=0),
+        rnn=kind(3, 4, num_layers=2, dtype="float64", seed=1),
+        head=rc.Linear(4, 5, dtype="float64", seed=2),
+    )
+    x, targets = rng.integers(0, 5, (4, 3)), rng.integers(0, 5, (4, 3))
+    inside = np.arange(4)[:, None] < np.array(lengths)
+
+    def loss():
+        if form == "padded":
+            y, tape = net.forward(x, lengths)
+            return (tape, *rc.losses.cross_entropy(y, targets, lengths))
+        y, tape = net.forward(rc.Ragged(x.T[inside.T], lengths))
+        value, dy = rc.losses.cross_entropy(y.values, targets.T[inside.T])
+        return tape, value, rc.Ragged(dy, lengths)
+
+    tape, _, dy = loss()
+    net.backward(tape, dy, need_dx=False)
+    assert list(net.params)[:2] == ["embedding.weight", "rnn.weight_ih_l0"]
+    for key in net.params:
+        at, start = tuple(rng.integers(0, net.params[key].shape)), net.params[key].copy()
+        values = []
+        for h in (1e-5, -1e-5):
+            moved = start.copy()
+            moved[at] += h
+            net.assign(key, moved)
+            values.append(loss()[1])
+        net.assign(key, start)
+        assert abs((values[0] - values[1]) / 2e-5 - net.grads[key][at]) < 1e-8, key
+    plain = net(x, lengths) if form == "padded" else net(rc.Ragged(x.T[inside.T], lengths)).values
+    again = net.forward(x, lengths)[0]
+    assert np.allclose(plain, again if form == "padded" else again.swapaxes(0, 1)[inside.T], atol=1e-12)
+
+
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 2**32 - 1))
 def test_sequential_gradients_are_differences(seed):

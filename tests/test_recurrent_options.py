@@ -334,6 +334,14 @@ def test_dropout_follows_the_seed_and_the_call(threads):
     same(again.forward(x)[0], second, case)
 
 
+def test_dropout_does_not_depend_on_the_batch_or_the_length():
+    case, layer = dropped("gru", lengths=None, with_state=False)
+    x, *_ = case.arrays()
+    _, part = dropped("gru", lengths=None, with_state=False)
+    for whole, some in zip(layer.forward(x)[2].masks, part.forward(x[:5, :2])[2].masks):
+        same(some, whole[:5, :2], case)
+
+
 def test_all_or_nothing_dropout():
     case, layer = dropped("rnn_tanh", p=1.0, lengths=None, bias=False)
     x, *_ = case.arrays()
