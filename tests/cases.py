@@ -14,6 +14,7 @@ import reference
 
 import rnn_core as rc
 from rnn_core import _runtime
+from rnn_core.environment import ISAS
 
 # name -> (class, its options); every random test runs over all of them
 KINDS = {
@@ -23,6 +24,7 @@ KINDS = {
     "gru": ("GRU", {"reset_after": True}),
     "gru_v1": ("GRU", {"reset_after": False}),
 }
+ISAS_HERE = ISAS[: ISAS.index(_runtime.isa()) + 1]  # those that this process could be lowered to
 FORWARD = {"float32": 5e-6, "float64": 1e-12}  # of the largest value of each array
 BACKWARD = {"float32": 2e-5, "float64": 1e-12}
 
