@@ -132,32 +132,31 @@ def parts(state):
     return state if isinstance(state, tuple) else (state,)
 
 
-def close(got, want, tolerance, *where, largest=None):
-    """|got - want| <= tolerance * the largest |want|, shapes equal, nothing NaN."""
+def close(got, want, tolerance, *where, least=0.0):
+    """|got - want| <= tolerance * the largest |want| (at least `least`), shapes equal, nothing NaN."""
     assert got.shape == want.shape, (got.shape, want.shape, *where)
     if not want.size:
         return
     error = np.max(np.abs(got.astype(np.float64) - want))
-    largest = np.max(np.abs(want)) if largest is None else largest
+    largest = max(np.max(np.abs(want)), least)
     assert error <= tolerance * largest, (f"error {error:.3g} of {largest:.3g}", *where)
 
 
 def all_close(got, want, tolerance, *where):
     """`close` for each array of two equally long tuples or of two dicts.
 
-    A dict holds the gradients of one call, and the largest of all of them counts: a gradient of one element, say, may
-    be the small difference of large sums, which no float32 can give to its own relative precision.
+    A sum whose terms cancel keeps the error of its terms: no array is held to less than a tenth of the largest value
+    of all.
     """
-    largest = None
     if isinstance(want, dict):
         assert set(got) == set(want), (set(got) ^ set(want), *where)
-        largest = max((np.max(np.abs(w)) for w in want.values() if w.size), default=0)
         got, want, names = [got[k] for k in want], list(want.values()), list(want)
     else:
         names = range(len(want))
     assert len(got) == len(want), where
+    least = 0.1 * max((np.max(np.abs(w), initial=0.0) for w in want), default=0.0)
     for name, g, w in zip(names, got, want):
-        close(g, w, tolerance, name, *where, largest=largest)
+        close(g, w, tolerance, name, *where, least=least)
 
 
 def same(got, want, *where):
