@@ -74,7 +74,7 @@ class Cell(Module):
 
     def _input(self, x: ArrayLike) -> tuple[Array, bool]:
         """x as (B, I), and whether it came as (I,)."""
-        unbatched = np.ndim(x) == 1
+        unbatched = checks.rank("x", x) == 1
         if unbatched:
             return checks.floats("x", x, self.dtype, (self.input_size,))[None], True
         return checks.floats("x", x, self.dtype, ("B", self.input_size)), False

@@ -82,6 +82,14 @@ def floats(name: str, x: ArrayLike, dtype: Any, shape: Sequence[int | str]) -> N
     return np.require(x, wanted, ("C", "A"))
 
 
+def rank(name: str, x: Any) -> int:
+    """The number of dimensions of an array or of lists in lists."""
+    try:
+        return np.ndim(x)
+    except ValueError:
+        raise TypeError(f"{name}: expected an array, got {type(x).__name__} of parts of unequal lengths") from None
+
+
 def _converted(name: str, x: Any, wanted: np.dtype) -> NDArray[Any]:
     if hasattr(x, "dtype") and hasattr(x, "__array__"):  # a scalar or an array of another library
         return np.asarray(x)

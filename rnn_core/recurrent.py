@@ -174,7 +174,7 @@ class Recurrent(Module):
                 raise ValueError("lengths: expected None beside a Ragged input, which has its own")
             values = checks.floats("x.values", x.values, self.dtype, ("tokens", self.input_size))
             return _Input(values, "concatenated", int(max(x.lengths, default=0)), len(x), x.lengths)
-        unbatched = np.ndim(x) == 2
+        unbatched = checks.rank("x", x) == 2
         if unbatched:
             array = checks.floats("x", x, self.dtype, ("T", self.input_size))
             array = array[None] if self.batch_first else array[:, None]

@@ -11,7 +11,3 @@ def threads():
     before = rc.get_num_threads()
     yield rc.set_num_threads
     rc.set_num_threads(before)
-
-
-if not hasattr(rc, "LSTMCell"):  # until the cells are in
-    collect_ignore_glob = ["test_cells*", "test_bits*", "test_bad_input*", "test_threads*"]

@@ -6,6 +6,7 @@ import pytest
 import rnn_core as rc
 
 NAN = float("nan")
+WRONG = (TypeError, ValueError)  # where both describe the mistake
 
 
 def zeros(*shape, dtype=np.float32):
@@ -119,8 +120,8 @@ BAD_LENGTHS = [
 
 BAD_LSTM_STATES = [
     (H, TypeError, ("state", "expected", "(h, c)", "got", "ndarray")),
-    ((H,), (ValueError, TypeError), ("state", "expected", "(h, c)", "got")),
-    ((H, H, H), (ValueError, TypeError), ("state", "expected", "(h, c)", "got")),
+    ((H,), WRONG, ("state", "expected", "(h, c)", "got")),
+    ((H, H, H), WRONG, ("state", "expected", "(h, c)", "got")),
     ((zeros(1, 2, 4), H), ValueError, ("h", "expected", "(2, 2, 4)", "got", "(1, 2, 4)")),
     ((H, zeros(2, 3, 4)), ValueError, ("c", "expected", "(2, 2, 4)", "got", "(2, 3, 4)")),
     ((zeros(2, 4), zeros(2, 4)), ValueError, ("h", "expected", "(2, 2, 4)", "got", "(2, 4)")),
@@ -207,7 +208,7 @@ def test_the_tape_of_another_layer(layer):
     _, _, tape = other.forward(GOOD)
     refused(ValueError, ("tape", "expected", "got"), layer.backward, tape, dy)
     for wrong in (None, 3, "tape", GOOD):
-        refused((TypeError, ValueError), ("tape", "expected", "got"), layer.backward, wrong, dy)
+        refused(WRONG, ("tape", "expected", "got"), layer.backward, wrong, dy)
 
 
 # ---- Weights -------------------------------------------------------------------------------------------------------
@@ -287,7 +288,7 @@ def test_cell_x_and_state(cell):
         (x, pair(cell, zeros(4)), ValueError, ("expected", "(2, 4)", "got", "(4,)")),
         (x, pair(cell, zeros(2, 4, dtype=np.float64)), TypeError, ("expected", "float32", "got", "float64")),
         (x, "state", TypeError, ("expected", "got", "str")),
-        (x, zeros(2, 4) if isinstance(cell, rc.LSTMCell) else (zeros(2, 4),) * 2, TypeError, ("expected", "got")),
+        (x, zeros(2, 4) if isinstance(cell, rc.LSTMCell) else (zeros(2, 4),) * 2, WRONG, ("state", "expected", "got")),
     ]
     for x, state, error, words in bad:
         for call in (cell, cell.step, cell.forward):
@@ -296,28 +297,24 @@ def test_cell_x_and_state(cell):
 
 def test_cell_out(cell):
     x, good = zeros(2, 3), pair(cell, zeros(2, 4))
-    frozen, spread = zeros(2, 4), zeros(2, 8)[:, ::2]
+    frozen = zeros(2, 4)
     frozen.flags.writeable = False
     for h, error, words in [
         (zeros(3, 4), ValueError, ("out", "expected", "(2, 4)", "got", "(3, 4)")),
         (zeros(2, 4, dtype=np.float64), TypeError, ("out", "expected", "float32", "got", "float64")),
-        (frozen, ValueError, ("out", "expected", "got", "read-only")),
-        (spread, ValueError, ("out", "expected", "contiguous", "got")),
+        (frozen, WRONG, ("out", "expected", "got", "read-only")),
         ([[0.0] * 4] * 2, TypeError, ("out", "expected", "got", "list")),
         ("out", TypeError, ("out", "expected", "got", "str")),
     ]:
         refused(error, words, cell.step, x, good, out=pair(cell, h))
-    if isinstance(cell, rc.LSTMCell):
-        h = zeros(2, 4)
-        refused(ValueError, ("out", "expected", "got"), cell.step, x, good, out=(h, h))
 
 
 def test_cell_backward(cell):
     _, tape = cell.forward(zeros(2, 3))
     wrong = pair(cell, zeros(2, 4), zeros(2, 5)) if isinstance(cell, rc.LSTMCell) else zeros(2, 5)
     refused(ValueError, ("expected", "(2, 4)", "got", "(2, 5)"), cell.backward, tape, wrong)
-    refused((TypeError, ValueError), ("tape", "expected", "got"), cell.backward, None, pair(cell, zeros(2, 4)))
-    refused(TypeError, ("expected", "got", "NoneType"), cell.backward, tape, None)
+    refused(WRONG, ("tape", "expected", "got"), cell.backward, None, pair(cell, zeros(2, 4)))
+    refused(TypeError, ("expected", "got", "str"), cell.backward, tape, "dstate")
 
 
 def test_call_with_an_array_subclass_and_masked_arrays_does_not_crash(layer):

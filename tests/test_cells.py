@@ -98,6 +98,17 @@ def test_out_over_its_own_state_gives_the_same_bits(kind, dtype):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_out_of_any_layout(kind):
+    case = step_case(kind, 7, with_state=True)
+    cell, x, state, _ = cell_and_arrays(case)
+    want = parts(cell(x, public(state)))
+    spread = tuple(np.zeros((case.B, 2 * case.hidden_size), np.float32)[:, ::2] for _ in state)
+    assert cell.step(x, public(state), out=public(spread)) is not None
+    same(spread, want, case)
+    same(parts(cell.step(x.tolist(), public(tuple(map(np.asfortranarray, state))))), want, case)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_step_with_out_keeps_no_memory(kind):
     case = step_case(kind, 3, B=1, with_state=True)
     cell, x, state, _ = cell_and_arrays(case)

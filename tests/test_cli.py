@@ -95,8 +95,9 @@ def test_generation_writes_the_prompt_and_as_many_characters_as_asked(trained, c
     again = call(capsys, "generate", trained, "--prompt", "to be", "--length", 30, "--seed", 1)[1]
     other = call(capsys, "generate", trained, "--prompt", "to be", "--length", 30, "--seed", 2)[1]
     assert again != other and again == out if trained == model else again != other
-    greedy = [call(capsys, "generate", trained, "--length", 9, *words)[1]
-              for words in (["--temperature", 0], ["--top-k", 1])]
+    greedy = [
+        call(capsys, "generate", trained, "--length", 9, *words)[1] for words in (["--temperature", 0], ["--top-k", 1])
+    ]
     assert greedy[0] == greedy[1]
 
 

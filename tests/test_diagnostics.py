@@ -36,8 +36,17 @@ def small(kind, layers=1, **options):
     return layer, x, rng.standard_normal(layer(x)[0].shape)
 
 
-@pytest.mark.parametrize("kind, options", [("RNN", {}), ("RNN", {"nonlinearity": "relu"}), ("LSTM", {}),
-                                           ("LSTM", {"proj_size": 2}), ("GRU", {}), ("GRU", {"reset_after": False})])
+@pytest.mark.parametrize(
+    "kind, options",
+    [
+        ("RNN", {}),
+        ("RNN", {"nonlinearity": "relu"}),
+        ("LSTM", {}),
+        ("LSTM", {"proj_size": 2}),
+        ("GRU", {}),
+        ("GRU", {"reset_after": False}),
+    ],
+)
 def test_one_layer_against_central_differences(kind, options):
     layer, x, dy = small(kind, **options)
     _, state = layer(x[::-1].copy())
