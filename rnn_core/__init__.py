@@ -29,15 +29,24 @@ _HOMES: dict[str, str] = {
     "clip_grad_norm": "clipping",
     "clip_grad_value": "clipping",
     "diagnostics": "diagnostics",
+    "from_torch": "torch",
+    "general": "general",
     "get_num_threads": "config",
+    "keras": "keras",
     "losses": "losses",
+    "onnx": "onnx",
     "optim": "optim",
     "schedules": "schedules",
     "set_num_threads": "config",
     "show_config": "config",
+    "torch": "torch",
+    "weights": "weights",
 }
 
-__all__ = ["__version__", *sorted(_HOMES)]
+# Reachable by name, but not by `import *`, which must not need packages that are optional.
+_OPTIONAL = {"from_torch", "keras", "onnx", "torch"}
+
+__all__ = ["__version__", *sorted(set(_HOMES) - _OPTIONAL)]
 
 
 def __getattr__(name: str) -> Any:

@@ -11,14 +11,15 @@ and have the same keys, and are slower; a layer that needs none of this should b
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from rnn_core import checks
-from rnn_core._general import ACTIVATIONS, GATES, Direction
-from rnn_core.module import Module
+from rnn_core._general import ACTIVATIONS, Direction
+from rnn_core.recurrent import LSTM, Recurrent
 
 Array = NDArray[Any]
 # The values of ONNX's operators where an activation is named without any.
@@ -59,18 +60,20 @@ def activation(spec: str | Sequence[Any] | Activation) -> Activation:
     return Activation(found, *given)
 
 
-class GeneralTape(NamedTuple):
-    """What backward needs of one call: inputs and tapes of each layer, none of them shared with another call."""
+@dataclass
+class GeneralTape:
+    """What backward needs of one forward. It refers to x: changing it before backward is undefined."""
 
-    owner: int
+    layer: Any
+    source: Any
     inputs: list[Array]  # of each layer, (T, B, I)
-    lengths: NDArray[np.int64] | None
     steps: list[list[Array | None]]  # of each layer and direction: pre, post, aux, h, c
-    unbatched: bool
+    masks: list[Array]  # dropout's, between the layers
 
 
-class General(Module):
-    """Base of the three: subclasses name the cell and its default activations.
+class General(Recurrent):
+    """Base of the three: subclasses name the cell and its default activations. Options and calls are those of the fused
+    layers (no proj_size), and besides:
 
     activations  one list for all directions, or that of the second after that of the first
     clip         bound on the input of every gate's activation; None for none
@@ -80,11 +83,10 @@ class General(Module):
 
     cell = ""
     defaults: tuple[str, ...] = ()
-    states = 1
     peepholes = False
     coupled = False
     reset_after = False
-    _transient = ("_runs",)
+    _transient: tuple[str, ...] = ("_packed", "_runs")
 
     def __init__(
         self,
@@ -92,20 +94,14 @@ class General(Module):
         hidden_size: int,
         num_layers: int = 1,
         *,
-        bias: bool = True,
-        batch_first: bool = False,
-        bidirectional: bool = False,
         reverse: bool = False,
         activations: Sequence[Any] | None = None,
         clip: float | None = None,
-        dtype: Any = "float32",
-        seed: int | None = None,
+        **options: Any,
     ) -> None:
-        super().__init__(dtype)
-        self.input_size = checks.count("input_size", input_size)
-        self.hidden_size = checks.count("hidden_size", hidden_size)
-        self.num_layers = checks.count("num_layers", num_layers)
-        self.bias, self.batch_first, self.bidirectional = bool(bias), bool(batch_first), bool(bidirectional)
+        if options.get("proj_size"):
+            raise ValueError(f"proj_size: expected 0 in the general path, got {options['proj_size']!r}")
+        super().__init__(input_size, hidden_size, num_layers, **options)
         self.reverse = bool(reverse)
         if self.reverse and self.bidirectional:
             raise ValueError("reverse: expected False for a bidirectional layer, which has both directions")
@@ -114,14 +110,9 @@ class General(Module):
             raise ValueError(f"clip: expected a bound above 0, got {clip}")
         self.activations = self._each_direction(self.defaults if activations is None else activations)
         self._runs: list[Direction] | None = None
-        self._make_parameters(np.random.default_rng(seed))
-
-    @property
-    def directions(self) -> int:
-        return 2 if self.bidirectional else 1
 
     def _each_direction(self, specs: Sequence[Any]) -> list[list[Activation]]:
-        each, D = len(self.defaults), self.directions
+        each, D = len(self.defaults), self._directions
         found = [activation(spec) for spec in specs]
         if len(found) == each:
             found = found * D
@@ -129,33 +120,17 @@ class General(Module):
             raise ValueError(f"activations: expected {each} for each of {D} directions, got {len(found)}")
         return [found[d * each : (d + 1) * each] for d in range(D)]
 
-    def _make_parameters(self, rng: np.random.Generator) -> None:
-        H, GH, bound = self.hidden_size, GATES[self.cell] * self.hidden_size, self.hidden_size**-0.5
-        for layer in range(self.num_layers):
-            width = self.input_size if layer == 0 else H * self.directions
-            shapes: dict[str, tuple[int, ...]] = {"weight_ih": (GH, width), "weight_hh": (GH, H)}
-            if self.bias:
-                shapes.update(bias_ih=(GH,), bias_hh=(GH,))
-            if self.peepholes:
-                shapes["weight_p"] = (3 * H,)
-            for d in range(self.directions):
-                for name, shape in shapes.items():
-                    self._add_parameter(name + self._suffix(layer, d), rng.uniform(-bound, bound, shape))
+    def _make_parameters(self, rng: np.random.Generator) -> list[list[str | None]]:
+        """As the fused layers; the place of their projection is the peepholes'."""
+        names = super()._make_parameters(rng)
+        bound = self.hidden_size**-0.5
+        for each in names if self.peepholes else []:
+            key = each[4] = str(each[0]).replace("weight_ih", "weight_p")
+            self._add_parameter(key, rng.uniform(-bound, bound, 3 * self.hidden_size))
+        return names
 
-    @staticmethod
-    def _suffix(layer: int, direction: int) -> str:
-        return f"_l{layer}" + "_reverse" * direction
-
-    def _keys(self, layer: int, direction: int) -> list[str | None]:
-        """The keys in the order of Direction's weights; None for what this layer does not have."""
-        suffix = self._suffix(layer, direction)
-        names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_p")
-        return [name + suffix if name + suffix in self._buffers else None for name in names]
-
-    def _weights(self, layer: int, direction: int) -> list[Array | None]:
-        return [None if key is None else self._buffers[key].view for key in self._keys(layer, direction)]
-
-    def _directions(self) -> list[Direction]:
+    def _each_run(self) -> list[Direction]:
+        """The engine's side of each direction."""
         if self._runs is None:
             self._runs = [
                 Direction(
@@ -166,139 +141,108 @@ class General(Module):
                     reset_after=self.reset_after,
                     clip=np.inf if self.clip is None else self.clip,
                 )
-                for d in range(self.directions)
+                for d in range(self._directions)
             ]
         return self._runs
 
-    # ---- calls ------------------------------------------------------------------------------------------------
+    # ---- forward and backward ---------------------------------------------------------------------------------
 
-    def __call__(self, x: ArrayLike, state: Any = None, lengths: ArrayLike | None = None) -> tuple[Array, Any]:
-        """y and the final state, as the fused layers give them; keeps nothing.
-
-        x        (T, B, I), (B, T, I) with batch_first, or (T, I)
-        state    h, or (h, c) for LSTM, each (L*D, B, H), or (L*D, H) with a 2-D x; None for zeros
-        lengths  one integer a sequence, 0..T
-        """
-        y, final, _ = self._run(x, state, lengths, keep=False)
-        return y, final
-
-    def forward(
-        self, x: ArrayLike, state: Any = None, lengths: ArrayLike | None = None
-    ) -> tuple[Array, Any, GeneralTape]:
-        """As a call, with the tape that backward needs."""
-        y, final, tape = self._run(x, state, lengths, keep=True)
-        return y, final, tape
-
-    def backward(
-        self, tape: GeneralTape, dy: ArrayLike | None, dstate: Any = None, need_dx: bool = True
-    ) -> tuple[Any, Any]:
-        """Add the parameters' gradients into `grads`; returns (dx or None, gradients of the initial state).
-
-        dy      as y, or None for zeros
-        dstate  gradients of the final state, as it; None, or None in a pair's place, for zeros
-        """
-        if not isinstance(tape, GeneralTape) or tape.owner != id(self):
-            raise ValueError("tape: expected what this layer's forward returned")
-        T, B, _ = tape.inputs[0].shape
-        wide = self.directions * self.hidden_size
-        flow = (
-            np.zeros((T, B, wide), self.dtype) if dy is None else self._inward("dy", dy, tape.unbatched, (T, B, wide))
-        )
-        given = self._states("dstate", dstate, B, tape.unbatched)
-        starts: list[list[Array]] = []
-        for layer in reversed(range(self.num_layers)):
-            x = tape.inputs[layer]
-            dx = np.zeros_like(x) if layer or need_dx else None
-            found = []
-            for d, run in enumerate(self._directions()):
-                at = layer * self.directions + d
-                keys = self._keys(layer, d)
-                grads = [None if key is None else self._grad(key) for key in keys]
-                dstart = [None if one is None else one[at] for one in given]
-                found.append(
-                    run.backward(
-                        *(self._weights(layer, d), grads, tape.steps[at], x, flow, d * self.hidden_size),
-                        *(tape.lengths, dstart, dx),
-                    )
-                )
-            starts = found + starts
-            if dx is not None:
-                flow = dx
-        return self._outward(flow, tape.unbatched) if need_dx else None, self._joined(starts, tape.unbatched)
-
-    def _run(self, x: ArrayLike, state: Any, lengths: ArrayLike | None, keep: bool) -> tuple[Array, Any, GeneralTape]:
-        unbatched = np.ndim(x) == 2
-        now = self._inward("x", x, unbatched, ("T", "B", self.input_size))
-        T, B, _ = now.shape
-        counts = None if lengths is None else checks.lengths(lengths, B, T)
-        given = self._states("state", state, B, unbatched)
-        tape = GeneralTape(id(self), [], counts, [], unbatched)
-        finals: list[list[Array]] = []
+    def _run(self, x: Any, state: Any, lengths: Any, keep: bool) -> Any:
+        source = self._input(x, lengths)
+        starts = self._states("state", state, source.batch, source.unbatched)
+        masks = self._masks(source) if keep and self.dropout and self.num_layers > 1 else []
+        weights = self._arrays({name: buffer.view for name, buffer in self._buffers.items()})
+        finals, H = self._new_states(source.batch), self.hidden_size
+        tape = GeneralTape(self, source, [], [], masks)
+        now = _time_major(source.array, source)
         for layer in range(self.num_layers):
-            y = np.zeros((T, B, self.directions * self.hidden_size), self.dtype)
-            for d, run in enumerate(self._directions()):
-                start = [None if one is None else one[layer * self.directions + d] for one in given]
-                final, steps = run.forward(self._weights(layer, d), now, y, d * self.hidden_size, counts, start, keep)
-                finals.append(final)
+            if layer and masks:
+                now = now * masks[layer - 1]
+            y = np.zeros((*now.shape[:2], self._directions * H), self.dtype)
+            for d, run in enumerate(self._each_run()):
+                at = layer * self._directions + d
+                start = _parts(starts, finals, at)
+                final, steps = run.forward(weights[at], now, y, d * H, source.lengths, start, keep)
+                for to, part in zip(_parts(finals, finals, at), final):
+                    to[...] = part
                 tape.steps.append(steps)
             tape.inputs.append(now)
             now = y
-        return self._outward(now, unbatched), self._joined(finals, unbatched), tape
+        y = self._output(_as_given(now, source), source)
+        return y, self._public_state(finals, source.unbatched), tape if keep else None
 
-    # ---- shapes at the door: (T, B, *) inside -----------------------------------------------------------------
+    def backward(self, tape: Any, dy: Any, dstate: Any = None, *, need_dx: bool = True) -> Any:
+        """(dx, dstate) of the gradients dy of y and dstate of the final state (None for zero); adds into `grads`.
 
-    def _inward(self, name: str, x: ArrayLike, unbatched: bool, shape: Sequence[int | str]) -> Array:
-        if unbatched:
-            return checks.floats(name, x, self.dtype, (shape[0], shape[2]))[:, None, :]
-        if not self.batch_first:
-            return checks.floats(name, x, self.dtype, shape)
-        found = checks.floats(name, x, self.dtype, (shape[1], shape[0], shape[2]))
-        return np.ascontiguousarray(found.transpose(1, 0, 2))
+        dy as y; dx as x, or None with need_dx=False.
+        """
+        if not isinstance(tape, GeneralTape) or tape.layer is not self:
+            raise ValueError(f"tape: expected one that this layer's forward made, got {type(tape).__name__}")
+        source, H = tape.source, self.hidden_size
+        given = self._states("dstate", dstate, source.batch, source.unbatched)
+        starts = self._new_states(source.batch)
+        weights = self._arrays({name: buffer.view for name, buffer in self._buffers.items()})
+        grads = self._arrays({name: self._grad(name) for name in self._buffers})
+        flow = self._output_gradient(dy, source)
+        flow = self._no_gradient(tape) if flow is None else _time_major(flow, source)
+        for layer in reversed(range(self.num_layers)):
+            dx = np.zeros_like(tape.inputs[layer]) if layer or need_dx else None
+            for d, run in enumerate(self._each_run()):
+                at = layer * self._directions + d
+                start = run.backward(
+                    *(weights[at], grads[at], tape.steps[at], tape.inputs[layer], flow, d * H, source.lengths),
+                    *(_parts(given, starts, at), dx),
+                )
+                for to, part in zip(_parts(starts, starts, at), start):
+                    to[...] = part
+            if dx is not None:
+                flow = dx * tape.masks[layer - 1] if layer and tape.masks else dx
+        dx = self._output(_as_given(flow, source), source) if need_dx else None
+        return dx, self._public_state(starts, source.unbatched)
 
-    def _outward(self, y: Array, unbatched: bool) -> Array:
-        if unbatched:
-            return y[:, 0]
-        return np.ascontiguousarray(y.transpose(1, 0, 2)) if self.batch_first else y
-
-    def _states(self, name: str, state: Any, batch: int, unbatched: bool) -> list[Array | None]:
-        """[h] or [h, c], each (L*D, B, H) or None."""
-        if state is None:
-            return [None] * self.states
-        parts = (state,) if self.states == 1 else tuple(state)
-        if len(parts) != self.states:
-            raise ValueError(f"{name}: expected {self.states} arrays, got {len(parts)}")
-        sizes = (self.num_layers * self.directions, batch, self.hidden_size)
-        found: list[Array | None] = []
-        for part, letter in zip(parts, "hc"):
-            if part is None:
-                found.append(None)
-            elif unbatched:
-                found.append(checks.floats(f"{name} {letter}", part, self.dtype, (sizes[0], sizes[2]))[:, None])
-            else:
-                found.append(checks.floats(f"{name} {letter}", part, self.dtype, sizes))
-        return found
-
-    def _joined(self, parts: list[list[Array]], unbatched: bool) -> Any:
-        """One array (L*D, B, H) for h, or the pair for LSTM, from those of each layer and direction."""
-        joined = [np.stack(each) for each in zip(*parts)]
-        if unbatched:
-            joined = [each[:, 0] for each in joined]
-        return tuple(joined) if self.states == 2 else joined[0]
+    def _no_gradient(self, tape: GeneralTape) -> Array:
+        return np.zeros((*tape.inputs[0].shape[:2], self._directions * self.hidden_size), self.dtype)
 
     def _describe(self) -> str:
-        words = [str(self.input_size), str(self.hidden_size)]
-        words += [f"num_layers={self.num_layers}"] if self.num_layers > 1 else []
-        words += [
-            f"{name}=True" for name in ("bidirectional", "reverse", "peepholes", "coupled") if getattr(self, name)
-        ]
+        words = [super()._describe()]
+        words += [f"{name}=True" for name in ("reverse", "peepholes", "coupled") if getattr(self, name)]
         words += [] if self.clip is None else [f"clip={self.clip}"]
         return ", ".join(words)
+
+
+def _parts(states: Sequence[Array | None], like: Sequence[Array | None], at: int) -> list[Any]:
+    """Row `at` of h (and c) or None; as many as there are in `like`."""
+    return [None if part is None else part[at] for part, other in zip(states, like) if other is not None]
+
+
+def _time_major(array: Array, source: Any) -> Array:
+    """(T, B, n) of an array in the layout of its input; zero where there is no step."""
+    if source.layout == "time_major":
+        return array
+    if source.layout == "batch_first":
+        return np.ascontiguousarray(array.transpose(1, 0, 2))
+    padded = np.zeros((source.batch, source.steps, array.shape[1]), array.dtype)
+    padded[_real(source)] = array
+    return np.ascontiguousarray(padded.transpose(1, 0, 2))
+
+
+def _as_given(array: Array, source: Any) -> Array:
+    """The inverse of _time_major."""
+    if source.layout == "time_major":
+        return array
+    turned = np.ascontiguousarray(array.transpose(1, 0, 2))
+    return turned if source.layout == "batch_first" else turned[_real(source)]
+
+
+def _real(source: Any) -> NDArray[np.bool_]:
+    """(B, T): where a Ragged has steps."""
+    return np.arange(source.steps) < source.lengths[:, None]
 
 
 class GeneralRNN(General):
     """h' = f(W x + b + R h + d); activations [f], Tanh unless given. The options: General."""
 
-    cell, defaults = "rnn", ("Tanh",)
+    cell, defaults, _gates = "rnn", ("Tanh",), 1
 
 
 class GeneralGRU(General):
@@ -307,7 +251,7 @@ class GeneralGRU(General):
     reset_after  True: n = g(W x + b + r (R h + d)); False: n = g(W x + b + R (r h) + d). Other options: General.
     """
 
-    cell, defaults = "gru", ("Sigmoid", "Tanh")
+    cell, defaults, _gates = "gru", ("Sigmoid", "Tanh"), 3
 
     def __init__(self, *sizes: int, reset_after: bool = True, **options: Any) -> None:
         self.reset_after = bool(reset_after)
@@ -322,7 +266,8 @@ class GeneralLSTM(General):
     Other options: General.
     """
 
-    cell, defaults, states = "lstm", ("Sigmoid", "Tanh", "Tanh"), 2
+    cell, defaults, _gates = "lstm", ("Sigmoid", "Tanh", "Tanh"), 4
+    _state_parts, _join = LSTM._state_parts, LSTM._join
 
     def __init__(self, *sizes: int, peepholes: bool = False, coupled: bool = False, **options: Any) -> None:
         self.peepholes, self.coupled = bool(peepholes), bool(coupled)

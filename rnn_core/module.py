@@ -191,6 +191,15 @@ class Module:
                 return
         raise ValueError(f"assign: expected one of {list(self.params)}, got {name!r}")
 
+    def to_torch(self) -> Any:
+        """A torch.nn module on this engine with copies of the weights: LSTM, GRU, RNN and their cells.
+
+        TypeError for other modules, ValueError for options that torch.nn does not have.
+        """
+        from rnn_core.torch import to_torch
+
+        return to_torch(self)
+
     # ---- copies and text ----------------------------------------------------------------------------------
 
     def __getstate__(self) -> dict[str, Any]:

@@ -84,7 +84,7 @@ class Recurrent(Module):
     """
 
     _gates = 1
-    _transient = ("_packed",)
+    _transient: tuple[str, ...] = ("_packed",)
 
     def __init__(
         self,

@@ -22,11 +22,12 @@ from rnn_core._runtime cimport barrier_init, fp_begin, fp_end, kernels_f32, kern
 cnp.import_array()
 
 cdef enum:
-    TIME_MAJOR, BATCH_FIRST, CONCATENATED
+    TIME_MAJOR, BATCH_FIRST, CONCATENATED, PACKED
 
 CELLS = {"rnn_tanh": RC_RNN_TANH, "rnn_relu": RC_RNN_RELU, "lstm": RC_LSTM, "gru": RC_GRU,
          "gru_reset_before": RC_GRU_RESET_BEFORE}
-LAYOUTS = {"time_major": TIME_MAJOR, "batch_first": BATCH_FIRST, "concatenated": CONCATENATED}
+LAYOUTS = {"time_major": TIME_MAJOR, "batch_first": BATCH_FIRST, "concatenated": CONCATENATED,
+           "packed": PACKED}  # as torch's PackedSequence: our compact rows, of sequences from the longest down
 
 # What one core should find in its cache: the gates of a chunk of steps (forward), and the tokens whose weight
 # gradients are summed at once (backward).
@@ -105,6 +106,8 @@ cdef View user_view(Block memory, const Batch *b, object array, int layout, ptrd
     memset(&v, 0, sizeof(View))
     if array is None:
         return v
+    if layout == PACKED:
+        return compact_view(cnp.PyArray_DATA(array), width, column, itemsize)
     data = <char *>cnp.PyArray_DATA(array) + column * itemsize
     v.sequence = <char **>memory.take(b.rows * sizeof(char *))
     v.step = b.rows * row if layout == TIME_MAJOR else row
@@ -220,7 +223,7 @@ cdef void forward_task(void *context, int rank, int size) noexcept nogil:
         for layer in range(call.layers):
             for i in range(own_directions):
                 p = &call.passes[layer * call.directions + first + i]
-                if p.y.sequence == NULL and p.saved == NULL and call.directions == 1:
+                if layer + 1 < call.layers and p.saved == NULL and call.directions == 1:
                     p.y.origin = b.first[begin]     # inference keeps one span of an inner layer's outputs
                 if layer and p.x.sequence == NULL and p.saved == NULL and call.directions == 1:
                     p.x.origin = b.first[begin]

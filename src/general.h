@@ -117,12 +117,6 @@ static size_t general_find_active(const rc_general_plan *plan, const rc_general_
 #define LOG1P log1pf
 #define FABS fabsf
 #include "general_body.h"
-#undef real
-#undef SUFFIX
-#undef TANH
-#undef EXP
-#undef LOG1P
-#undef FABS
 
 #define real double
 #define SUFFIX f64
@@ -131,12 +125,6 @@ static size_t general_find_active(const rc_general_plan *plan, const rc_general_
 #define LOG1P log1p
 #define FABS fabs
 #include "general_body.h"
-#undef real
-#undef SUFFIX
-#undef TANH
-#undef EXP
-#undef LOG1P
-#undef FABS
 #undef NAME
 #undef RC_PASTE
 #undef RC_PASTE_

@@ -466,3 +466,10 @@ static void NAME(general_backward)(const rc_general_plan *plan, const rc_general
     for (size_t s = end; s-- > begin;)
         NAME(backward_step)(plan, &w, &grads, &tape, &flow, arrays->x, arrays->dy, arrays->dx, scratch, s);
 }
+
+#undef real
+#undef SUFFIX
+#undef TANH
+#undef EXP
+#undef LOG1P
+#undef FABS

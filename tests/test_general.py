@@ -5,7 +5,9 @@ import pickle
 
 import numpy as np
 import pytest
+from test_reference import numeric
 
+import rnn_core as rc
 from rnn_core.general import Activation, GeneralGRU, GeneralLSTM, GeneralRNN, activation
 from rnn_core.onnx.conformance.reference import ACTIVATIONS, run_node
 
@@ -24,18 +26,6 @@ def pair(state):
     return state if isinstance(state, tuple) else (state,)
 
 
-def numeric_gradient(loss, array, eps=1e-6):
-    found = np.zeros_like(array)
-    for at in np.ndindex(array.shape):
-        kept = array[at]
-        array[at] = kept + eps
-        up = loss()
-        array[at] = kept - eps
-        found[at] = (up - loss()) / (2 * eps)
-        array[at] = kept
-    return found
-
-
 def check_gradients(layer, rng, lengths=LENGTHS, atol=1e-7):
     """x, the initial state and every parameter, through the outputs and the final state."""
     x = rng.standard_normal((5, 3, 3))
@@ -50,9 +40,9 @@ def check_gradients(layer, rng, lengths=LENGTHS, atol=1e-7):
 
     y, final, tape = layer.forward(x, bare(start), lengths)
     dx, dstart = layer.backward(tape, dy, bare(dfinal))
-    np.testing.assert_allclose(dx, numeric_gradient(loss, x), atol=atol)
+    np.testing.assert_allclose(dx, numeric(loss, x), atol=atol)
     for got, part in zip(pair(dstart), start):
-        np.testing.assert_allclose(got, numeric_gradient(loss, part), atol=atol)
+        np.testing.assert_allclose(got, numeric(loss, part), atol=atol)
     for key, grad in layer.grads.items():
         value = layer.params[key].copy()
 
@@ -60,7 +50,7 @@ def check_gradients(layer, rng, lengths=LENGTHS, atol=1e-7):
             layer.assign(key, value)
             return loss()
 
-        np.testing.assert_allclose(grad, numeric_gradient(moved, value), atol=atol, err_msg=key)
+        np.testing.assert_allclose(grad, numeric(moved, value), atol=atol, err_msg=key)
         layer.assign(key, value)
 
 
@@ -185,6 +175,38 @@ def test_two_tapes_and_copies():
     assert layer.backward(tape, y, need_dx=False)[0] is None
 
 
+def test_ragged_is_the_padded_batch():
+    layer = GeneralLSTM(3, 4, 2, bidirectional=True, peepholes=True, dropout=0.5, seed=1)
+    values = np.random.default_rng(0).standard_normal((8, 3)).astype(np.float32)
+    x = np.zeros((5, 3, 3), np.float32)
+    x[:5, 0], x[:3, 2] = values[:5], values[5:]
+    y, final = layer(rc.Ragged(values, LENGTHS))
+    padded, padded_final = layer(x, lengths=LENGTHS)
+    np.testing.assert_array_equal(y.values, np.concatenate([padded[:5, 0], padded[:3, 2]]))
+    np.testing.assert_array_equal(final[1], padded_final[1])
+    y, _, tape = layer.forward(rc.Ragged(values, LENGTHS))
+    assert layer.backward(tape, y)[0].values.shape == (8, 3)
+
+
+def test_dropout_between_layers():
+    layer = GeneralGRU(3, 4, 2, dropout=0.5, dtype="float64", seed=1)
+    plain = GeneralGRU(3, 4, 2, dtype="float64", seed=1)
+    x = np.random.default_rng(0).standard_normal((5, 3, 3))
+    np.testing.assert_array_equal(layer(x)[0], plain(x)[0])
+    y, _, tape = layer.forward(x)
+    assert (y != plain(x)[0]).any()
+    dx, _ = layer.backward(tape, y)
+    again = copy.deepcopy(layer)
+    for at in [(0, 0, 0), (2, 1, 2)]:
+        ends = []
+        for eps in (1e-6, -1e-6):
+            again.calls = layer.calls - 1
+            x[at] += eps
+            ends.append((again.forward(x)[0] * y).sum())
+            x[at] -= eps
+        np.testing.assert_allclose((ends[0] - ends[1]) / 2e-6, dx[at], rtol=1e-5)
+
+
 def test_dy_and_dstate_may_be_absent():
     layer = GeneralLSTM(3, 4, seed=1)
     _, (_, c), tape = layer.forward(np.ones((2, 1, 3), np.float32))
@@ -211,8 +233,8 @@ def test_empty_batch_and_no_steps():
         (lambda: activation(("Tanh", 1.0)), "has no alpha"),
         (lambda: activation(("LeakyRelu", 1.0, 1.0)), "has no beta"),
         (lambda: GeneralRNN(3, 4)(np.zeros((5, 2, 7), np.float32)), "expected shape"),
-        (lambda: GeneralLSTM(3, 4)(np.zeros((5, 2, 3), np.float32), (None,)), "expected 2 arrays"),
-        (lambda: GeneralRNN(3, 4).backward(None, None), "forward returned"),
+        (lambda: GeneralLSTM(3, 4, proj_size=2), "proj_size"),
+        (lambda: GeneralRNN(3, 4).backward(None, None), "forward made"),
     ],
 )
 def test_errors(make, words):
