@@ -75,7 +75,7 @@ cdef int plan_batch(Batch *b, Block memory, ptrdiff_t steps, ptrdiff_t rows, obj
     b.first = <ptrdiff_t *>memory.take((steps + 1) * sizeof(ptrdiff_t))
     b.order = <ptrdiff_t *>memory.take(rows * sizeof(ptrdiff_t))
     b.length = <ptrdiff_t *>memory.take(rows * sizeof(ptrdiff_t))
-    b.steps = steps
+    b.steps = steps if rows else 0
     if lengths is None:
         for m in range(rows):
             b.order[m], b.length[m] = m, steps

@@ -118,3 +118,17 @@ def test_nan_stays_in_its_row(kind):
     same(y[:, others], clean[:, others], case)
     same(y[:2, 3], clean[:2, 3], case)
     assert np.isnan(y[2:, 3]).any(axis=-1).all(), case
+
+
+@pytest.mark.parametrize("dtype", FORWARD)
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_sequences(kind, dtype):
+    case = Case.random(kind, 10, T=5, B=0, lengths=None, bidirectional=True, num_layers=2)
+    for lengths in (None, ()):
+        layer = case.layer(dtype)
+        x, state, dy, dstate = case.arrays(dtype)
+        y, final = layer(x, public(state), lengths)
+        assert y.shape == dy.shape and all(s.shape == d.shape for s, d in zip(parts(final), dstate))
+        _, _, tape = layer.forward(x, public(state), lengths)
+        dx, _ = layer.backward(tape, dy, public(dstate))
+        assert dx.shape == x.shape and not any(g.any() for g in layer.grads.values())

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from cases import KINDS, Case, cell_of, parts, public, python_env, run_python, same
@@ -114,9 +115,10 @@ import rnn_core as rc
 signal.signal(signal.SIGINT, signal.default_int_handler)
 way, threads = sys.argv[1], int(sys.argv[2])
 rc.set_num_threads(threads)
-layer = rc.LSTM(1, 1536, seed=1)
-x = np.ones((100, 80, 1) if way == "backward" else (20000, 1, 1), np.float32)
-call = {"infer": lambda: layer(x), "forward": lambda: layer.forward(x)}.get(way)
+dtype = "float64" if way == "float64" else "float32"
+layer = rc.LSTM(1, 1536, seed=1, dtype=dtype)
+x = np.ones((100, 80, 1) if way == "backward" else (20000, 1, 1), dtype)
+call = {"infer": lambda: layer(x), "float64": lambda: layer(x), "forward": lambda: layer.forward(x)}.get(way)
 if way == "backward":
     y, _, tape = layer.forward(x)
     def call():
@@ -129,13 +131,20 @@ try:
     call()
     print("ended by itself")
 except KeyboardInterrupt:
-    print(time.monotonic(), flush=True)
+    print(time.process_time(), flush=True)
 print(np.array_equal(layer(small)[0], want))
 """
 
 
+def processor_seconds(pid):
+    """What a process has computed so far: unlike time that passes, the same on a busy machine."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
 @pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("way", ["infer", "forward", "backward"])
+@pytest.mark.parametrize("way", ["infer", "forward", "backward", "float64"])
 def test_ctrl_c_ends_a_long_call(way, threads):
     child = subprocess.Popen(
         [sys.executable, "-c", LONG_CALL, way, str(threads)],
@@ -147,7 +156,7 @@ def test_ctrl_c_ends_a_long_call(way, threads):
     try:
         assert child.stdout.readline() == "ready\n", child.stderr.read()
         time.sleep(0.2)
-        sent = time.monotonic()
+        before = processor_seconds(child.pid)
         child.send_signal(signal.SIGINT)
         out, err = child.communicate(timeout=60)
     finally:
@@ -155,8 +164,8 @@ def test_ctrl_c_ends_a_long_call(way, threads):
         child.wait()
     ended, usable = out.split("\n")[:2]
     assert usable == "True" and child.returncode == 0, (out, err)
-    late = float(ended) - sent
-    assert late < 1.0, f"{late:.3f} s; 0.1 on an idle machine"
+    late = float(ended) - before
+    assert late < 0.5 * threads, f"computed for {late:.3f} s after the signal; 0.1 a thread on an idle machine"
 
 
 # ---- Fork ----------------------------------------------------------------------------------------------------------
