@@ -59,6 +59,8 @@ class CharLM(Module):
         if cell not in CELLS:
             raise ValueError(f"cell: expected one of {', '.join(CELLS)}, got {cell!r}")
         seeds = np.random.SeedSequence(seed).generate_state(4)
+        layers, hidden = checks.count("layers", layers), checks.count("hidden", hidden)
+        embedding, dropout = checks.count("embedding", embedding), checks.fraction("dropout", dropout)
         sizes = {"layers": layers, "hidden": hidden, "embedding": embedding, "dropout": dropout}
         self.config = {"kind": KIND, "vocabulary": vocabulary, "cell": cell, **sizes, "dtype": self.dtype.name}
         self.vocabulary = vocabulary

@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resume", action="store_true", help="go on with the run NAME where it stopped")
     parser.add_argument("--cell", choices=list(CELLS), help=f"kind of network (default {DEFAULTS.cell})", **unset)
     parser.add_argument(
-        "--optimiser", "--optimizer", choices=list(OPTIMISERS), help=f"(default {DEFAULTS.optimiser})", **unset
+        "--optimiser", "--optimizer", choices=list(OPTIMISERS), help=f"how weights are updated (default {DEFAULTS.optimiser})", **unset
     )
     types = {field.name: int if "int" in str(field.type) else float for field in fields(Options)}
     for name, value, text in OPTIONS:

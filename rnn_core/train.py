@@ -30,7 +30,7 @@ COLUMNS = (
 )  # fmt: skip
 LOG_STEPS = 25  # between rows of the log
 LINE_SECONDS = 1.0  # between lines about validations, which may come many times a second
-LONG_EPOCH = 1000  # steps; longer epochs are validated up to four times
+LONG_EPOCH = 2000  # steps; longer epochs are validated up to four times
 SAVE_SECONDS = 60.0  # how much work a power cut may cost
 BITS = 1 / math.log(2)  # of a nat
 

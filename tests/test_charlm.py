@@ -141,8 +141,9 @@ def test_draws_have_the_softmax_distribution():
         ({"vocabulary": ""}, "vocabulary"),
         ({"vocabulary": "aba"}, "distinct"),
         ({"cell": "transformer"}, "expected one of lstm, gru, rnn, got 'transformer'"),
-        ({"hidden": 0}, "got 0"),
-        ({"layers": 0}, "got 0"),
+        ({"hidden": 0}, "hidden: expected 1"),
+        ({"embedding": -1}, "embedding: expected 1"),
+        ({"layers": 0}, "layers: expected 1"),
         ({"dropout": 1.5}, "dropout"),
     ],
 )
