@@ -49,11 +49,11 @@ class Options:
     embedding: int = 64
     dropout: float = 0.0
     seq_length: int = 64
-    batch: int = 32
+    batch: int = 16
     optimiser: str = "adamw"
-    lr: float = 5e-3
+    lr: float = 1e-2
     warmup: int = 100  # steps over which the learning rate rises
-    weight_decay: float = 0.01  # adamw only
+    weight_decay: float = 0.1  # adamw only
     clip: float = 1.0  # largest norm of all gradients together; 0: none
     seed: int = 0
     validation: float = 0.05  # the last part of the text is held out
