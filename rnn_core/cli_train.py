@@ -43,9 +43,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", default="charlm", metavar="NAME", help="name of the files (default charlm)")
     parser.add_argument("--resume", action="store_true", help="go on with the run NAME where it stopped")
     parser.add_argument("--cell", choices=list(CELLS), help=f"kind of network (default {DEFAULTS.cell})", **unset)
-    parser.add_argument(
-        "--optimiser", "--optimizer", choices=list(OPTIMISERS), help=f"how weights are updated (default {DEFAULTS.optimiser})", **unset
-    )
+    rule = f"how weights are updated (default {DEFAULTS.optimiser})"
+    parser.add_argument("--optimiser", "--optimizer", choices=list(OPTIMISERS), help=rule, **unset)
     types = {field.name: int if "int" in str(field.type) else float for field in fields(Options)}
     for name, value, text in OPTIONS:
         default = getattr(DEFAULTS, name)
