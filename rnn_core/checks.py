@@ -6,6 +6,7 @@ what was expected and what came. Nothing below these checks raises.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import Any
@@ -31,9 +32,10 @@ def count(name: str, n: Any, minimum: int = 1) -> int:
     """A whole number of at least `minimum`, small enough to be a size."""
     if isinstance(n, bool) or not isinstance(n, Integral):
         raise TypeError(f"{name}: expected an integer, got {type(n).__name__} {n!r}")
-    if not minimum <= n < 2**31:
+    size = int(n)
+    if not minimum <= size < 2**31:
         raise ValueError(f"{name}: expected {minimum} to 2**31 - 1, got {n}")
-    return int(n)
+    return size
 
 
 def fraction(name: str, p: Any) -> float:
@@ -48,9 +50,13 @@ def real(name: str, x: Any) -> float:
     """A finite real number."""
     if isinstance(x, bool) or not isinstance(x, Real):
         raise TypeError(f"{name}: expected a number, got {type(x).__name__} {x!r}")
-    if not np.isfinite(x):
+    try:
+        value = float(x)
+    except OverflowError:  # an integer beyond the largest float
+        value = math.inf
+    if not math.isfinite(value):
         raise ValueError(f"{name}: expected a finite number, got {x!r}")
-    return float(x)
+    return value
 
 
 def _shape_text(shape: Sequence[int | str]) -> str:

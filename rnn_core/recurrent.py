@@ -241,7 +241,7 @@ class Recurrent(Module):
         return self._output(y, source), self._public_state(final, source.unbatched), tape
 
     def _output(self, y: Array, source: _Input) -> Any:
-        if source.layout == "concatenated":
+        if source.layout == "concatenated" and source.lengths is not None:
             return Ragged(y, source.lengths)
         return y.reshape(source.steps, y.shape[-1]) if source.unbatched else y
 
