@@ -347,3 +347,15 @@ def test_all_or_nothing_dropout():
     x, *_ = case.arrays()
     y, _, tape = layer.forward(x)
     assert not y.any() and not any(m.any() for m in tape.masks)
+
+
+def test_a_mask_belongs_to_its_sequence_and_step(threads):
+    """Not to the batch around it, the length or the threads: counter-based."""
+    case, layer = dropped("gru", lengths=None, T=9, B=6)
+    x, *_ = case.arrays()
+    want = layer.forward(x)[2].masks
+    for T, B, n in ((9, 2, 1), (4, 6, 2), (3, 5, 3)):
+        threads(n)
+        _, again = dropped("gru", lengths=None, T=9, B=6)
+        for mask, whole in zip(again.forward(x[:T, :B])[2].masks, want):
+            same(mask, np.ascontiguousarray(whole[:T, :B]), T, B)
