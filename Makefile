@@ -79,7 +79,8 @@ clean:
 # The peers' environments see ours (the editable package, pytest, numpy) and add the peers.
 .venv-peers/made: | .venv/built
 	$(call beside,.venv-peers)
-	.venv-peers/bin/python $(PIP) $(TORCH)
+	.venv-peers/bin/python $(PIP) $(TORCH) onnx onnxruntime keras h5py
+	.venv-peers/bin/python $(PIP) --no-deps silero-vad
 	touch $@
 
 .venv-bench/made: | .venv/built
