@@ -19,7 +19,7 @@ BATCHES = (3, 5, 17)
 WORK = 4e8  # operations of a call: some milliseconds
 
 
-def _call(cell: str, B: int, I: int, H: int, T: int, train: bool):  # noqa: E741
+def _call(cell: str, B: int, I: int, H: int, T: int, train: bool):
     layer = getattr(rc, cell)(I, H, seed=0)
     x = np.random.default_rng(0).standard_normal((T, B, I), dtype=np.float32)
     if not train:
@@ -33,11 +33,28 @@ def _call(cell: str, B: int, I: int, H: int, T: int, train: bool):  # noqa: E741
     return step
 
 
+def _chain(cell: str, H: int):
+    """Ten single steps at batch 1."""
+    made = getattr(rc, cell + "Cell")(H, H, seed=0)
+    x, h = (np.random.default_rng(0).standard_normal((1, H), dtype=np.float32) for _ in range(2))
+    state = (h, h.copy()) if cell == "LSTM" else h
+
+    def steps():
+        for _ in range(10):
+            made.step(x, state, out=state)
+
+    return steps
+
+
 def _pair(cell: str, odd: tuple, even: tuple, train: bool) -> float:
-    """Time at `odd` over time at `even`, both (B, I, H); measured again while it is above the bound."""
-    B, I, H = odd  # noqa: E741
+    """Time at `odd` over time at `even`, both (B, I, H)."""
+    B, I, H = odd
     T = max(4, int(WORK / (2 * B * GATES[cell] * H * (I + H) * (3 if train else 1))))
-    calls = {"odd": _call(cell, *odd, T, train), "even": _call(cell, *even, T, train)}
+    return _ratio({"odd": _call(cell, *odd, T, train), "even": _call(cell, *even, T, train)})
+
+
+def _ratio(calls: dict) -> float:
+    """Best time of `odd` over that of `even`; measured again while it is above the bound."""
     best = dict.fromkeys(calls, float("inf"))
     for attempt in range(4):
         found = alternate(calls, 0.15 * (1 + attempt))
@@ -49,11 +66,19 @@ def _pair(cell: str, odd: tuple, even: tuple, train: bool) -> float:
 
 def _pairs() -> Iterator[tuple[str, tuple, tuple]]:
     for H in HIDDEN:
-        for B, I in [(1, H), (3, 75), (5, H), (17, 333)]:  # noqa: E741
+        for B, I in [(1, H), (3, 75), (5, H), (17, 333)]:
             yield f"H = {H}, I = {I}, B = {B}", (B, I, H), (B, I, -(-H // 16) * 16)
     for H in (128, 200, 650):
         for B in BATCHES:
             yield f"B = {B}, H = {H}", (B, H, H), (B + 1, H, H)
+
+
+def _line(what: str, found: dict[str, float]) -> Bar:
+    """The worst of all pairs, and the names of the others above the bound."""
+    name = max(found, key=found.__getitem__)
+    over = [n for n, value in found.items() if value > BOUND and n != name]
+    rest = "; also " + "; ".join(over) if over else ""
+    return Bar(f"odd sizes: {what}, worst time against its neighbour", found[name], BOUND, True, f"at {name}{rest}")
 
 
 def check(threads: tuple[int, ...] = (1, 2)):
@@ -62,9 +87,9 @@ def check(threads: tuple[int, ...] = (1, 2)):
         for train in (False, True):
             for cell in GATES:
                 found = {name: _pair(cell, odd, even, train) for name, odd, even in _pairs()}
-                name = max(found, key=found.__getitem__)
-                over = [n for n, value in found.items() if value > BOUND]
                 what = "training" if train else "inference"
-                text = f"odd sizes: {cell} {what}, {plural(count)}, worst time against its neighbour"
-                rest = "; also " + "; ".join(n for n in over if n != name) if len(over) > 1 else ""
-                yield Bar(text, found[name], BOUND, at_most=True, detail=f"at {name}{rest}")
+                yield _line(f"{cell} {what}, {plural(count)}", found)
+    rc.set_num_threads(1)
+    for cell in GATES:
+        pairs = {f"H = {H}": {"odd": _chain(cell, H), "even": _chain(cell, -(-H // 16) * 16)} for H in HIDDEN}
+        yield _line(f"{cell}Cell.step", {name: _ratio(calls) for name, calls in pairs.items()})

@@ -26,7 +26,7 @@ class Row:
     cell: str
     T: int
     B: int
-    I: int  # noqa: E741
+    I: int
     H: int
     L: int = 1
     D: int = 1

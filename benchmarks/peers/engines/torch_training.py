@@ -72,7 +72,10 @@ def ragged(row: Row, weights: Arrays, inputs: Arrays) -> dict[str, Variant]:
     """Packed in the batch's order, packed after sorting before the clock starts, packed before the clock; padded."""
     by_length, order = _sorted(inputs)
     back = [torch.from_numpy(np.argsort(one)) for one in order]
-    whole = lambda k, dx: dx[:, back[k]]  # noqa: E731
+
+    def whole(k, dx):
+        return dx[:, back[k]]
+
     padded = _both_padded(row, weights, inputs) if row.D == 2 else dense(row, weights, inputs)["module"]
     padded.family = "padded"
     return {
