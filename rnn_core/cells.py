@@ -22,9 +22,13 @@ _NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 @dataclass
 class CellTape:
-    """What `backward` needs of one step. It refers to x and the state: changing them before backward is undefined."""
+    """What `backward` needs of one step. It refers to x and the state: changing them before backward is undefined.
+
+    It refers to the weights as well; backward refuses it once they have been written.
+    """
 
     engine: Any
+    versions: tuple[int, ...]
     batch: int
     unbatched: bool
 
@@ -61,9 +65,12 @@ class Cell(Module):
     def _arrays(self, of: dict[str, Array]) -> tuple[Array | None, ...]:
         return tuple(of.get(name) for name in (*_NAMES, "weight_hr"))
 
+    def _versions(self) -> tuple[int, ...]:
+        return tuple([buffer.version for buffer in self._buffers.values()])
+
     def _weights(self) -> Any:
         """The packed weights, made anew when a parameter has been written since."""
-        versions = tuple([buffer.version for buffer in self._buffers.values()])
+        versions = self._versions()
         packed = self._packed
         if packed is None or packed[0] != versions:
             views = {name: buffer.view for name, buffer in self._buffers.items()}
@@ -114,9 +121,9 @@ class Cell(Module):
         array, unbatched = self._input(x)
         batch = len(array)
         h0, c0 = self._states("state", state, batch, unbatched)
-        final = self._new_states(batch)
+        final, versions = self._new_states(batch), self._versions()
         tape = self._advance(array, h0, c0, final[0], final[1], keep)
-        return self._join(final, unbatched), CellTape(tape, batch, unbatched) if keep else None
+        return self._join(final, unbatched), CellTape(tape, versions, batch, unbatched) if keep else None
 
     def _advance(self, x: Array, h0: Any, c0: Any, h: Any, c: Any, keep: bool = False) -> Any:
         return self._engine().forward(self._weights(), x[None], h, "time_major", 1, len(x), None, h0, c0, h, c, keep)
@@ -151,6 +158,8 @@ class Cell(Module):
         """(dx, dstate before) of the gradient dstate of the state after; adds into `grads`."""
         if not isinstance(tape, CellTape) or tape.engine.network is not self._engine():
             raise ValueError(f"tape: expected one that this cell's forward made, got {type(tape).__name__}")
+        if tape.versions != self._versions():
+            raise ValueError("tape: expected the weights of its forward, got weights that have been written since")
         dhn, dcn = self._states("dstate", dstate, tape.batch, tape.unbatched)
         dh0, dc0 = self._new_states(tape.batch)
         dx = np.empty((1, tape.batch, self.input_size), self.dtype) if need_dx else None

@@ -62,9 +62,13 @@ class _Input:
 
 @dataclass
 class Tape:
-    """What `backward` needs of one `forward`. It refers to x and y: changing them before backward is undefined."""
+    """What `backward` needs of one `forward`. It refers to x and y: changing them before backward is undefined.
+
+    It refers to the weights as well; backward refuses it once they have been written.
+    """
 
     engine: Any
+    versions: tuple[int, ...]
     source: _Input
 
     @property
@@ -156,13 +160,15 @@ class Recurrent(Module):
     def _arrays(self, of: dict[str, Array]) -> list[tuple[Array | None, ...]]:
         return [tuple(None if name is None else of[name] for name in names) for names in self._names]
 
+    def _versions(self) -> tuple[int, ...]:
+        return tuple([buffer.version for buffer in self._buffers.values()])
+
     def _weights(self) -> Any:
         """The packed weights, made anew when a parameter has been written since."""
-        buffers = self._buffers
-        versions = tuple([buffer.version for buffer in buffers.values()])
+        versions = self._versions()
         packed = self._packed
         if packed is None or packed[0] != versions:
-            views = {name: buffer.view for name, buffer in buffers.items()}
+            views = {name: buffer.view for name, buffer in self._buffers.items()}
             packed = self._packed = versions, self._engine().pack(self._arrays(views))
         return packed[1]
 
@@ -233,11 +239,12 @@ class Recurrent(Module):
         h0, c0 = self._states("state", state, source.batch, source.unbatched)
         y, final = source.empty(self._directions * self._out), self._new_states(source.batch)
         masks = self._masks(source) if keep and self.dropout and self.num_layers > 1 else None
+        versions = self._versions()
         engine = self._engine().forward(
             self._weights(), source.array, y, source.layout, source.steps, source.batch, source.lengths, h0, c0,
             final[0], final[1], keep, masks,
         )
-        tape = Tape(engine, source) if keep else None
+        tape = Tape(engine, versions, source) if keep else None
         return self._output(y, source), self._public_state(final, source.unbatched), tape
 
     def _output(self, y: Array, source: _Input) -> Any:
@@ -262,6 +269,8 @@ class Recurrent(Module):
         """
         if not isinstance(tape, Tape) or tape.engine.network is not self._engine():
             raise ValueError(f"tape: expected one that this layer's forward made, got {type(tape).__name__}")
+        if tape.versions != self._versions():
+            raise ValueError("tape: expected the weights of its forward, got weights that have been written since")
         source = tape.source
         dhn, dcn = self._states("dstate", dstate, source.batch, source.unbatched)
         dh0, dc0 = self._new_states(source.batch)
@@ -277,7 +286,10 @@ class Recurrent(Module):
         if dy is None:
             return None
         if source.layout == "concatenated":
-            dy = dy.values if isinstance(dy, Ragged) else dy
+            if isinstance(dy, Ragged):
+                if source.lengths is None or not np.array_equal(dy.lengths, source.lengths):
+                    raise ValueError(f"dy.lengths: expected {source.lengths}, got {dy.lengths}")
+                dy = dy.values
         shape = (*source.array.shape[:-1], self._directions * self._out)
         if source.unbatched:
             return checks.floats("dy", dy, self.dtype, (source.steps, shape[-1])).reshape(shape)

@@ -211,6 +211,13 @@ def test_the_tape_of_another_layer(layer):
         refused(WRONG, ("tape", "expected", "got"), layer.backward, wrong, dy)
 
 
+def test_a_tape_whose_weights_have_been_written(layer):
+    """Its gradients would be neither those of the old weights nor of the new ones."""
+    _, _, tape = layer.forward(GOOD)
+    layer.load_state_dict(layer.state_dict())
+    refused(ValueError, ("tape", "expected", "got weights", "written"), layer.backward, tape, zeros(5, 2, 4))
+
+
 # ---- Weights -------------------------------------------------------------------------------------------------------
 
 
@@ -315,6 +322,8 @@ def test_cell_backward(cell):
     refused(ValueError, ("expected", "(2, 4)", "got", "(2, 5)"), cell.backward, tape, wrong)
     refused(WRONG, ("tape", "expected", "got"), cell.backward, None, pair(cell, zeros(2, 4)))
     refused(TypeError, ("expected", "got", "str"), cell.backward, tape, "dstate")
+    cell.load_state_dict(cell.state_dict())
+    refused(ValueError, ("tape", "expected", "got weights"), cell.backward, tape, pair(cell, zeros(2, 4)))
 
 
 def test_call_with_an_array_subclass_and_masked_arrays_does_not_crash(layer):

@@ -67,3 +67,5 @@ def test_bad_input():
     y, _, tape = layer.forward(good)
     with pytest.raises(ValueError, match=r"dy.*expected.*got"):
         layer.backward(tape, rc.Ragged(y.values[:6], [3, 3]))
+    with pytest.raises(ValueError, match=r"dy.lengths: expected \[3 4\], got \[4 3\]"):
+        layer.backward(tape, rc.Ragged(y.values, [4, 3]))
