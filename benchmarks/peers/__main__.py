@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import datetime
 import os
 import platform
@@ -26,6 +27,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--all", action="store_true", help="inference and training rows")
     parser.add_argument("--rows", metavar="REGEX", help="only the rows whose name matches, e.g. '^GRU.* 256'")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="thread counts (default: 1 2)")
+    parser.add_argument("--cpu-time", action="store_true", help="count CPU time: on a busy machine, with --threads 1")
     parser.add_argument("--isa", choices=["avx2"], help="keep rnn_core and those peers that can be to AVX2")
     parser.add_argument("--engines", nargs="+", choices=client.ENGINES, default=list(client.ENGINES))
     parser.add_argument("--out", metavar="FILE", default=DEFAULT_OUT, help="FILE.json, .md, .png")
@@ -34,7 +36,10 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--checks", action="store_true", help="the checks of benchmarks.checks after the rows as well")
     parser.add_argument("--into", metavar="FILE.md", help="put the table between the marks of FILE.md")
     parser.add_argument("--render", metavar="JSON", help="print a saved run and write its table and picture again")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.cpu_time and args.threads != [1]:
+        parser.error("--cpu-time: expected --threads 1, since CPU time adds up over threads")
+    return args
 
 
 def _chosen(args) -> list[rows.Row]:
@@ -59,12 +64,13 @@ def _measure(args, chosen) -> dict:
         "date": datetime.date.today().isoformat(),
         "isa": isa,
         "quick": args.quick,
+        "cpu_time": args.cpu_time,
         "versions": {},
         "absent": {},
         "limits": {},
         "results": [],
     }
-    effort = run.QUICK if args.quick else run.FULL
+    effort = dataclasses.replace(run.QUICK if args.quick else run.FULL, cpu_time=args.cpu_time)
     for threads in args.threads:
         found = limits.measure(threads, isa)
 
@@ -105,7 +111,7 @@ def main() -> int:
     out = str(Path(args.render).with_suffix("")) if args.render and args.out == DEFAULT_OUT else args.out
     print("written: " + ", ".join(report.save(data, out)))
     if args.into:
-        report.into(data, Path(args.into))
+        report.into(data, Path(args.into), Path(out).with_suffix(".png"))
     return 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 from benchmarks.limits import Limits, plural
@@ -56,7 +57,11 @@ def markdown(data: dict) -> str:
 
 
 def _limits_text(data: dict, limits: dict[int, Limits]) -> str:
-    parts = [f"{data['machine']}, {data['date']}; " + ", ".join(f"{n} {v}" for n, v in data["versions"].items()) + "."]
+    parts = [
+        f"{data['machine']}, {data['date']}{', CPU time' * data['cpu_time']}; "
+        + ", ".join(f"{n} {v}" for n, v in data["versions"].items())
+        + "."
+    ]
     for threads, found in limits.items():
         rates = ", ".join(f"{level.name} {level.bandwidth / 1e9:.0f}" for level in found.levels)
         parts.append(
@@ -94,12 +99,14 @@ def save(data: dict, out: str) -> list[str]:
     return [str(path) for path in written]
 
 
-def into(data: dict, document: Path) -> None:
-    """Put the table of a run between the two `<!-- run -->` marks of a Markdown document."""
+def into(data: dict, document: Path, picture: Path) -> None:
+    """Put the picture and the table of a run between the two `<!-- run -->` marks of a Markdown document."""
     parts = document.read_text().split(_MARK)
     if len(parts) != 3:
         raise ValueError(f"{document}: expected two lines {_MARK!r}, got {len(parts) - 1}")
-    document.write_text(f"{parts[0]}{_MARK}\n{markdown(data)}\n{_MARK}{parts[2]}")
+    link = os.path.relpath(picture, document.parent)
+    shown = f"![ratio to the fastest peer, and share of the limit, row by row]({link})\n\n" if picture.exists() else ""
+    document.write_text(f"{parts[0]}{_MARK}\n{shown}{markdown(data)}{_MARK}{parts[2]}")
 
 
 def _picture(scores: list[Score], path: Path) -> None:

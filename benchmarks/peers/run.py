@@ -16,10 +16,14 @@ from .rows import Row
 
 @dataclass(frozen=True)
 class Effort:
-    """rounds: how often each engine gets its turn. seconds: the length of a turn."""
+    """rounds: how often each engine gets its turn. seconds: the length of a turn.
+
+    cpu_time: count CPU time instead, which others on a busy machine disturb less; for one thread only.
+    """
 
     rounds: int
     seconds: float
+    cpu_time: bool = False
 
 
 FULL = Effort(rounds=6, seconds=0.12)
@@ -68,7 +72,7 @@ class Team:
         self._keep_fastest(entries, effort, result["out"])
         for _ in range(effort.rounds):
             for entry in entries:
-                self._turn(entry, effort.seconds, result["out"])
+                self._turn(entry, effort, result["out"])
         for entry in entries:
             if entry["best"] and entry["engine"] not in result["out"]:
                 figures = {"best": min(entry["best"]), "median": statistics.median(entry["median"])}
@@ -127,18 +131,18 @@ class Team:
             groups.setdefault((entry["engine"], entry["family"]), []).append(entry)
         for group in groups.values():
             if len(group) > 1:
-                for _ in range(2):
-                    for entry in group:
-                        self._turn(entry, effort.seconds / 2, out)
+                for entry in group:
+                    self._turn(entry, effort, out)
                 best = min(group, key=lambda entry: min(entry["best"], default=float("inf")))
                 for entry in group:
                     if entry is not best:
                         entries.remove(entry)
 
-    def _turn(self, entry, seconds, out) -> None:
+    def _turn(self, entry, effort, out) -> None:
         if entry["engine"] in out:
             return
-        answer = self._ask(entry["engine"], out, "time", variant=entry["variant"], seconds=seconds)
+        request = {"variant": entry["variant"], "seconds": effort.seconds, "cpu_time": effort.cpu_time}
+        answer = self._ask(entry["engine"], out, "time", **request)
         if answer:
             entry["best"].append(answer["best"])
             entry["median"].append(answer["median"])
