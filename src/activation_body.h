@@ -7,6 +7,7 @@
 #ifdef RC_REAL_IS_DOUBLE
 
 LANEWISE1(v_exp, exp(a.lane[l]))
+LANEWISE1(v_exp_below, exp(a.lane[l]))
 LANEWISE1(v_log, log(a.lane[l]))
 LANEWISE1(v_tanh, tanh(a.lane[l]))
 LANEWISE1(v_sigmoid, 1.0 / (1.0 + exp(-a.lane[l])))
@@ -66,6 +67,12 @@ static inline vf v_tanh(vf x) {
     vf scale = v_pow2(n);
     vf far = v_sub(one, v_div(v_set1(2.0f), v_fma(scale, p, v_add(scale, one))));
     return v_copysign(v_lt(a, v_set1(0.625f), near, far), x);
+}
+
+/* e^x for x <= 0, with the bits of v_exp and two thirds of its work: 2^n needs no second factor. */
+static inline vf v_exp_below(vf x) {
+    vf low = v_set1(-87.33654f), n, p = exp_parts(v_max(low, x), &n), scale = v_pow2(n);
+    return v_lt(x, low, v_zero(), v_fma(scale, p, scale));
 }
 
 /* log x of a normal x = m 2^n with m in (sqrt(1/2), sqrt(2)], by a polynomial in m - 1; -inf for zero and (there are

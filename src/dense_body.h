@@ -40,7 +40,7 @@ INLINE void w_store_n(real *p, wide a, long n) { EACH_PART v_store_n(p + i * LAN
         EACH_PART r.part[i] = v_##f(a.part[i], b.part[i], c.part[i]); \
         return r; \
     }
-LIFT1(exp)
+LIFT1(exp_below)
 LIFT1(log)
 LIFT1(abs)
 LIFT1(neg)
@@ -98,13 +98,13 @@ INLINE real row_exp(const int keep, const int smooth, const real *x, real *e, pt
     wide sum = zero, sum_x = zero;
     ptrdiff_t j = 0;
     for (; j + WIDE <= n; j += WIDE) {
-        const wide d = w_sub(w_load(x + j), shift), y = w_exp(d);
+        const wide d = w_sub(w_load(x + j), shift), y = w_exp_below(d);
         if (keep) w_store(e + j, y);
         if (smooth) sum_x = w_add(sum_x, d);
         sum = w_add(sum, y);
     }
     if (j < n) {
-        const wide d = w_sub(w_load_n(x + j, n - j), shift), y = w_exp(d);
+        const wide d = w_sub(w_load_n(x + j, n - j), shift), y = w_exp_below(d);
         if (keep) w_store_n(e + j, y, n - j);
         if (smooth) sum_x = w_add(sum_x, w_first(n - j, d, zero));
         sum = w_add(sum, w_first(n - j, y, zero));
@@ -170,7 +170,7 @@ static void cross_entropy(const rc_cross_entropy *job, ptrdiff_t begin, ptrdiff_
 /* The loss of 16 pairs; `dx` gets the gradient. e = e^-|x| serves both log(1 + e) and the sigmoid. */
 INLINE wide bce(wide x, wide target, wide scale, wide *dx) {
     const wide zero = w_set1(0), one = w_set1(1);
-    const wide e = w_exp(w_neg(w_abs(x))), u = w_add(one, e);
+    const wide e = w_exp_below(w_neg(w_abs(x))), u = w_add(one, e);
     const wide sigmoid = w_div(w_lt(x, zero, e, one), u);
     /* log(u), and what e lost when it was added to 1 */
     const wide log1p = w_add(w_log(u), w_div(w_sub(e, w_sub(u, one)), u));
