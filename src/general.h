@@ -110,6 +110,15 @@ static size_t general_find_active(const rc_general_plan *plan, const rc_general_
 #define RC_PASTE(a, b) RC_PASTE_(a, b)
 #define NAME(name) RC_PASTE(name, SUFFIX)
 
+/* The products compiled for several instruction sets, one of which is picked when the module is loaded. Products and
+ * sums are never fused and their order is written out, so that all of them give the same bits. */
+#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__)
+#define FOR_EACH_CPU __attribute__((target_clones("default", "avx2", "avx512f")))
+#else
+#define FOR_EACH_CPU
+#endif
+#define LANES 16                 /* partial sums of a product, whatever the instruction set */
+
 #define real float
 #define SUFFIX f32
 #define TANH tanhf
@@ -128,6 +137,8 @@ static size_t general_find_active(const rc_general_plan *plan, const rc_general_
 #undef NAME
 #undef RC_PASTE
 #undef RC_PASTE_
+#undef FOR_EACH_CPU
+#undef LANES
 
 /* Steps begin..end-1; without keep the final state stands in slot `steps & 1`, with it in slot `steps`. */
 static void rc_general_forward(const rc_general_plan *plan, const rc_general_arrays *arrays,

@@ -75,56 +75,9 @@ static real NAME(gate_slope)(const rc_general_plan *plan, int which, real pre, r
     return NAME(slope)(&plan->act[which], pre, post);
 }
 
-/* ---- products over rows --------------------------------------------------------------------------------- */
+#include "general_products_body.h"
 
-/* sum a[i] * b[i] in 16 partial sums and one fixed tree, which the compiler can keep in vectors. */
-static real NAME(dot)(size_t k, const real *a, const real *b)
-{
-    real lane[16] = {0}, rest = 0;
-    size_t i = 0;
-    for (; i + 16 <= k; i += 16)
-        for (size_t l = 0; l < 16; l++)
-            lane[l] += a[i + l] * b[i + l];
-    for (; i < k; i++)
-        rest += a[i] * b[i];
-    for (size_t width = 8; width; width /= 2)
-        for (size_t l = 0; l < width; l++)
-            lane[l] += lane[l + width];
-    return lane[0] + rest;
-}
-
-static void NAME(axpy)(size_t k, real scale, const real *v, real *y)
-{
-    for (size_t i = 0; i < k; i++)
-        y[i] += scale * v[i];
-}
-
-/* c[m][at + j] += <a[m], w[j]> for `n` rows of w (n, k). */
-static void NAME(rows_dot)(size_t count, size_t n, size_t k, real *const *a, const real *w, real *const *c, size_t at)
-{
-    for (size_t j = 0; j < n; j++)
-        for (size_t m = 0; m < count; m++)
-            c[m][at + j] += NAME(dot)(k, a[m], w + j * k);
-}
-
-/* c[m] += sum_j a[m][at + j] w[j]: the transpose of rows_dot. */
-static void NAME(rows_axpy)(size_t count, size_t n, size_t k, real *const *a, size_t at, const real *w,
-                            real *const *c)
-{
-    for (size_t m = 0; m < count; m++)
-        for (size_t j = 0; j < n; j++)
-            NAME(axpy)(k, a[m][at + j], w + j * k, c[m]);
-}
-
-/* dw[j] += sum_m a[m][at + j] x[m]: the gradient of rows_dot's w. */
-static void NAME(rows_outer)(size_t count, size_t n, size_t k, real *const *a, size_t at, real *const *x, real *dw)
-{
-    for (size_t j = 0; j < n; j++)
-        for (size_t m = 0; m < count; m++)
-            NAME(axpy)(k, a[m][at + j], x[m], dw + j * k);
-}
-
-/* ---- where things stand --------------------------------------------------------------------------------- */
+/* ---- rows and states -------------------------------------------------------------------------------------- */
 
 /* One row's pointers at step s. */
 typedef struct {

@@ -52,6 +52,10 @@ GLUE: dict[str, Callable[[list[Array], Mapping[str, Any]], list[Array]]] = {
 }
 
 
+class OtherOperators(ValueError):
+    """A graph that needs a general runtime."""
+
+
 class Node:
     """A recurrent node in its graph: what it reads and writes by name, and its layer once its weights are known."""
 
@@ -93,12 +97,11 @@ class Graph:
     """A whole model: `run` takes the inputs by name and gives the outputs by name."""
 
     def __init__(self, model: onnx.ModelProto, folder: Path | None = None) -> None:
-        files.opset(model)
         found = {f"{n.domain}.{n.op_type}" if n.domain not in ("", "ai.onnx") else n.op_type for n in model.graph.node}
-        if others := found - {*ACTIVATIONS, *GLUE, "Constant"}:
-            raise ValueError(
-                f"graph: expected RNN, GRU and LSTM nodes, got other operators: {', '.join(sorted(others))}"
-            )
+        glue = {*GLUE, "Constant"}
+        if others := sorted(found - {*ACTIVATIONS, *(glue if found - glue else ())}):
+            raise OtherOperators(f"graph: expected RNN, GRU and LSTM nodes, got other operators: {', '.join(others)}")
+        files.opset(model)
         self.constants = files.constants(model, folder)
         self.steps: list[Node | Glue] = []
         for proto in model.graph.node:

@@ -32,8 +32,6 @@ def load(source: str | os.PathLike[str] | bytes | onnx.ModelProto) -> Module:
     """
     graph = Graph(*read_model(source))
     nodes = graph.nodes
-    if not nodes:
-        raise ValueError("graph: expected an RNN, GRU or LSTM node, got none")
     for node in nodes:
         _refuse_constants(node, graph)
     _check_chain(graph)
