@@ -1,0 +1,572 @@
+"""Sequence to sequence: an encoder, attention and a decoder, trained on ragged batches that cost their real tokens.
+
+Sentences lie one after the other everywhere (`Ragged`): there is no padding to mask. Decoding is in seq2seq_decode.py,
+training in seq2seq_train.py.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from rnn_core import _attention, checks, losses
+from rnn_core.layers import Dropout, Embedding, Linear
+from rnn_core.module import Module
+from rnn_core.recurrent import GRU, LSTM, RNN, Ragged, Recurrent
+
+Array = NDArray[Any]
+Lengths = NDArray[np.int64]
+CELLS: dict[str, type[Recurrent]] = {"rnn": RNN, "lstm": LSTM, "gru": GRU}
+ATTENTION = (None, "dot", "general", "additive")
+
+
+def ragged_tokens(name: str, sequences: Any, lengths: ArrayLike | None, high: int, least: int = 0) -> Ragged:
+    """Token sequences as a Ragged of int64 below `high`, each of at least `least` tokens.
+
+    sequences: a Ragged, a list of sequences of integers, or an integer array (B, T) with `lengths` (B,) or without.
+    """
+    if isinstance(sequences, np.ndarray) and sequences.ndim == 2:
+        batch, steps = sequences.shape
+        ends = np.full(batch, steps) if lengths is None else checks.lengths(lengths, batch, steps)
+        found = Ragged(sequences[np.arange(steps) < ends[:, None]], ends)
+    elif lengths is not None:
+        raise ValueError(f"{name}: expected an integer array (B, T) beside lengths, got {type(sequences).__name__}")
+    elif isinstance(sequences, Ragged):
+        found = sequences
+    else:
+        rows = [np.asarray(row, None if len(row) else np.int64) for row in sequences]
+        if any(row.ndim != 1 for row in rows):
+            raise ValueError(f"{name}: expected a list of sequences of integers")
+        found = Ragged(np.concatenate(rows) if rows else np.zeros(0, np.int64), np.array([len(row) for row in rows], int))
+    if len(found) and found.lengths.min() < least:
+        raise ValueError(f"{name}: expected at least {least} token in each, got none in number {found.lengths.argmin()}")
+    return Ragged(checks.integers(name, found.values, 0, high, ("tokens",)), found.lengths)
+
+
+def offsets(lengths: Lengths) -> Lengths:
+    """(B + 1): where each sentence begins, and the end of the last."""
+    return np.concatenate((np.zeros(1, np.int64), np.cumsum(lengths, dtype=np.int64)))
+
+
+class SharedEmbedding(Embedding):
+    """An embedding whose table is another module's weight: tied output embeddings, or one table for two languages."""
+
+    def __init__(self, owner: Module) -> None:
+        rows, columns = owner._buffers["weight"].shape
+        super().__init__(1, 1, dtype=owner.dtype, seed=0)
+        self.num_embeddings, self.embedding_dim, self._owner = rows, columns, [owner]  # in a list: no child
+        self._buffers["weight"] = owner._buffers["weight"]
+
+    def _grad(self, name: str) -> Array:
+        return self._owner[0]._grad(name)
+
+
+# ---------------------------------------------------------------------------------------------------------- encoder
+
+
+class Encoder(Module):
+    """Embedding, dropout and a recurrent layer over the sources.
+
+    cell: "rnn", "lstm" or "gru". dropout is that of the embeddings and between layers. Sizes and weights as in
+    Embedding and the layers of rnn_core.recurrent; keys `embedding.weight`, `rnn.weight_ih_l0` and so on.
+    """
+
+    def __init__(self, num_embeddings: int, embedding_dim: int, hidden_size: int, num_layers: int = 1, *,
+                 cell: str = "gru", bidirectional: bool = False, dropout: float = 0.0, dtype: Any = "float32",
+                 seed: int | None = None) -> None:
+        super().__init__(dtype)
+        self.arguments = {"num_embeddings": num_embeddings, "embedding_dim": embedding_dim, "hidden_size": hidden_size,
+                          "num_layers": num_layers, "cell": cell, "bidirectional": bidirectional, "dropout": dropout,
+                          "dtype": self.dtype.name}
+        seeds = _seeds(seed, 3)
+        self.embedding: Embedding = Embedding(num_embeddings, embedding_dim, dtype=dtype, seed=seeds[0])
+        self.drop = Dropout(dropout, seeds[1])
+        self.rnn = _cell(cell)(embedding_dim, hidden_size, num_layers, bidirectional=bidirectional, dropout=dropout,
+                               dtype=dtype, seed=seeds[2])
+        self.output_size = hidden_size * (2 if bidirectional else 1)
+
+    def __call__(self, sources: Ragged) -> tuple[Array, Any]:
+        """(memory (tokens, D*H), state) of source tokens; keeps nothing."""
+        y, state = self.rnn(Ragged(self.embedding(sources.values), sources.lengths))
+        return y.values, state
+
+    def forward(self, sources: Ragged) -> tuple[Array, Any, Any]:
+        """(memory, state, tape)."""
+        embedded, at = self.embedding.forward(sources.values)
+        dropped, mask = self.drop.forward(embedded)
+        y, state, tape = self.rnn.forward(Ragged(dropped, sources.lengths))
+        return y.values, state, (at, mask, tape)
+
+    def backward(self, tape: Any, dmemory: Array | None, dstate: Any) -> None:
+        at, mask, recurrent = tape
+        dx, _ = self.rnn.backward(recurrent, dmemory, dstate)
+        self.embedding.backward(at, self.drop.backward(mask, dx.values))
+
+
+def _cell(name: str) -> type[Recurrent]:
+    if name not in CELLS:
+        raise ValueError(f"cell: expected one of {list(CELLS)}, got {name!r}")
+    return CELLS[name]
+
+
+def _seeds(seed: int | None, n: int) -> list[int]:
+    return [int(s) for s in np.random.SeedSequence(seed).generate_state(n)]
+
+
+# -------------------------------------------------------------------------------------------------------- attention
+
+
+@dataclass
+class AttentionTape:
+    query: Array
+    keys: Array
+    memory: Array
+    places: tuple[Lengths, Lengths, Lengths]
+    weights: Array
+    projections: tuple[Any, Any]
+
+
+class Attention(Module):
+    """Scores of each target step for its sentence's sources: "dot", "general" (Luong) or "additive" (Bahdanau).
+
+        dot  h . m      general  h . W m      additive  v . tanh(W_q h + b + W_k m)
+
+    Keys: `keys.weight` (W or W_k), `query.weight`, `query.bias`, `v`.
+    """
+
+    def __init__(self, kind: str, query_size: int, memory_size: int, *, dtype: Any = "float32",
+                 seed: int | None = None) -> None:
+        super().__init__(dtype)
+        self.kind, self.memory_size, self.query_size = kind, memory_size, query_size
+        seeds = _seeds(seed, 3)
+        if kind == "dot":
+            if query_size != memory_size:
+                raise ValueError(f"attention: 'dot' expects a memory as wide as the decoder, {query_size}, "
+                                 f"got {memory_size}; use 'general'")
+        elif kind in ("general", "additive"):
+            self.keys = Linear(memory_size, query_size, bias=False, dtype=dtype, seed=seeds[0])
+        else:
+            raise ValueError(f"attention: expected one of {list(ATTENTION)}, got {kind!r}")
+        if kind == "additive":
+            self.query = Linear(query_size, query_size, dtype=dtype, seed=seeds[1])
+            bound = query_size**-0.5
+            self._add_parameter("v", np.random.default_rng(seeds[2]).uniform(-bound, bound, query_size))
+
+    @property
+    def v(self) -> Array | None:
+        return self._buffers["v"].view if self.kind == "additive" else None
+
+    def project(self, memory: Array) -> tuple[Array, Any]:
+        """(keys, tape) of a memory: what does not change from step to step."""
+        return (memory, None) if self.kind == "dot" else self.keys.forward(memory)
+
+    def forward(self, h: Array, memory: Array, source_lengths: Lengths, target_lengths: Lengths,
+                context: Array) -> AttentionTape:
+        """Write the context of each h (targets, H) to `context` (targets, memory's width)."""
+        keys, keys_tape = self.project(memory)
+        query, query_tape = self.query.forward(h) if self.kind == "additive" else (h, None)
+        places = offsets(source_lengths), offsets(target_lengths), offsets(source_lengths * target_lengths)
+        weights = np.empty(places[2][-1], self.dtype)
+        _attention.forward(query, keys, memory, self.v, *places, weights, context)
+        return AttentionTape(query, keys, memory, places, weights, (keys_tape, query_tape))
+
+    def backward(self, tape: AttentionTape, dcontext: Array) -> tuple[Array, Array]:
+        """(dh, dmemory)."""
+        dquery, dkeys = np.zeros_like(tape.query), np.zeros_like(tape.keys)
+        dmemory = np.zeros_like(tape.memory)
+        dv = np.zeros((len(tape.places[0]) - 1, self.query_size), self.dtype) if self.kind == "additive" else None
+        _attention.backward(tape.query, tape.keys, tape.memory, self.v, *tape.places, tape.weights, dcontext,
+                            dquery, dkeys, dmemory, dv)
+        return self.backward_projections(tape.projections, dquery, dkeys, dmemory, dv)
+
+    def backward_projections(self, tapes: tuple[Any, Any], dquery: Array, dkeys: Array, dmemory: Array,
+                             dv: Array | None) -> tuple[Array, Array]:
+        """(dh, dmemory) from the gradients of queries and keys."""
+        if dv is not None:
+            grad = self._grad("v")
+            grad += dv.sum(0)
+            dquery = self.query.backward(tapes[1], dquery)
+        dmemory += dkeys if self.kind == "dot" else self.keys.backward(tapes[0], dkeys)
+        return dquery, dmemory
+
+
+# ---------------------------------------------------------------------------------------------------------- decoder
+
+
+@dataclass
+class DecoderTape:
+    at: Lengths
+    masks: list[Any]
+    rnn: Any
+    attention: Any = None
+    combined: Any = None
+    hidden: Array | None = None
+    output: Any = None
+    feeding: Any = None
+
+
+class Decoder(Module):
+    """Embedding, recurrent layers, attention and output layer over the targets.
+
+        h_t = rnn(embedding(y_{t-1}), h_{t-1});   a_t = tanh(W_c [context_t; h_t] + b);   logits_t = W_o a_t + b
+
+    (Luong et al. 2015.) With input_feeding the rnn's input is [embedding; a_{t-1}]. Without attention a_t = h_t, but
+    for attention_size, which makes it tanh(W_c h_t + b). tied: the output layer's weight is the embedding's table;
+    a_t is then as wide as an embedding. memory_size: the width of the encoder's outputs, needed for attention.
+    dropout: of embeddings, between layers and of a_t. start_token, end_token, unk_token: numbers in the vocabulary.
+    """
+
+    _transient = ("_plan",)
+
+    def __init__(self, num_embeddings: int, embedding_dim: int, hidden_size: int, num_layers: int = 1, *,
+                 cell: str = "gru", attention: str | None = "general", memory_size: int = 0,
+                 attention_size: int | None = None, input_feeding: bool = False, tied: bool = False,
+                 dropout: float = 0.0, start_token: int = 1, end_token: int = 2, unk_token: int | None = None,
+                 dtype: Any = "float32", seed: int | None = None) -> None:
+        super().__init__(dtype)
+        self._plan: Any = None
+        self.arguments = {"num_embeddings": num_embeddings, "embedding_dim": embedding_dim, "hidden_size": hidden_size,
+                          "num_layers": num_layers, "cell": cell, "attention": attention, "memory_size": memory_size,
+                          "attention_size": attention_size, "input_feeding": input_feeding, "tied": tied,
+                          "dropout": dropout, "start_token": start_token, "end_token": end_token,
+                          "unk_token": unk_token, "dtype": self.dtype.name}
+        self.vocabulary_size = checks.count("num_embeddings", num_embeddings)
+        self.tokens = {name: int(checks.integers(name, value, 0, num_embeddings, ())) for name, value in
+                       (("start", start_token), ("end", end_token), ("unk", unk_token)) if value is not None}
+        self.input_feeding, self.tied = bool(input_feeding), bool(tied)
+        if tied and attention_size not in (None, embedding_dim):
+            raise ValueError(f"attention_size: expected embedding_dim {embedding_dim} with tied, got {attention_size}")
+        if input_feeding and attention is None:
+            raise ValueError("input_feeding: expected an attention, whose result is what is fed, got attention=None")
+        combine = attention is not None or attention_size is not None or (tied and hidden_size != embedding_dim)
+        size = embedding_dim if tied else attention_size or hidden_size
+        seeds = _seeds(seed, 7)
+        self.drop, self.drop_output = Dropout(dropout, seeds[0]), Dropout(dropout, seeds[1])
+        self.rnn = _cell(cell)(embedding_dim + (size if input_feeding else 0), hidden_size, num_layers,
+                               dropout=dropout, dtype=dtype, seed=seeds[2])
+        if attention is not None:
+            self.attention = Attention(attention, hidden_size, checks.count("memory_size", memory_size), dtype=dtype,
+                                       seed=seeds[3])
+        if combine:
+            width = hidden_size + (memory_size if attention is not None else 0)
+            self.combine = Linear(width, size, dtype=dtype, seed=seeds[4])
+        self.output = Linear(size, num_embeddings, dtype=dtype, seed=seeds[5])
+        self.embedding: Embedding = (
+            SharedEmbedding(self.output) if tied else Embedding(num_embeddings, embedding_dim, dtype=dtype, seed=seeds[6])
+        )
+        self.hidden_size, self.num_layers, self.attention_size = hidden_size, num_layers, size
+
+    @property
+    def attends(self) -> bool:
+        return "attention" in self._children
+
+    @property
+    def combines(self) -> bool:
+        return "combine" in self._children
+
+    def forward(self, inputs: Ragged, state: Any, memory: Array | None = None, source_lengths: Lengths | None = None, *,
+                train: bool = True) -> tuple[Array, DecoderTape]:
+        """(logits (tokens, V), tape) of the input tokens, teacher forcing; without `train` no dropout."""
+        embedded, at = self.embedding.forward(inputs.values)
+        mask = None
+        if train:
+            embedded, mask = self.drop.forward(embedded)
+        if self.input_feeding:
+            return _feeding.forward(self, inputs, at, embedded, mask, state, memory, source_lengths, train)
+        x = Ragged(embedded, inputs.lengths)
+        y, _, recurrent = self.rnn.forward(x, state) if train else (*self.rnn(x, state), None)
+        tape = DecoderTape(at, [mask, None], recurrent)
+        hidden = y.values
+        if self.attends:
+            assert memory is not None and source_lengths is not None
+            width = memory.shape[1]
+            joined = np.empty((len(hidden), width + self.hidden_size), self.dtype)
+            joined[:, width:] = hidden
+            tape.attention = self.attention.forward(hidden, memory, source_lengths, inputs.lengths, joined[:, :width])
+            hidden = joined
+        if self.combines:
+            hidden, tape.combined = self.combine.forward(hidden)
+            _attention.tanh(hidden)
+            tape.hidden = hidden
+        if train:
+            hidden, tape.masks[1] = self.drop_output.forward(hidden)
+        logits, tape.output = self.output.forward(hidden)
+        return logits, tape
+
+    def backward(self, tape: DecoderTape, dlogits: Array) -> tuple[Any, Array | None]:
+        """(dstate, dmemory) of the logits' gradients; adds into grads."""
+        if tape.feeding is not None:
+            return _feeding.backward(self, tape, dlogits)
+        d = self.drop_output.backward(tape.masks[1], self.output.backward(tape.output, dlogits))
+        dmemory = None
+        if self.combines:
+            _attention.tanh(tape.hidden, d)
+            d = self.combine.backward(tape.combined, d)
+        if self.attends:
+            width = self.attention.memory_size
+            dh, dmemory = self.attention.backward(tape.attention, d[:, :width])
+            dh += d[:, width:]
+            d = dh
+        dx, dstate = self.rnn.backward(tape.rnn, d)
+        self.embedding.backward(tape.at, self.drop.backward(tape.masks[0], dx.values))
+        return dstate, dmemory
+
+
+# ------------------------------------------------------------------------------------------------------------ model
+
+
+@dataclass
+class Encoded:
+    """What the decoder needs of a source: its first state, and the memory (tokens, N) that attention looks at."""
+
+    state: Any
+    memory: Array | None
+    lengths: Lengths | None
+    batch: int
+    tape: Any = None
+    bridges: list[Any] = field(default_factory=list)
+
+
+@dataclass
+class Tape:
+    encoded: Encoded
+    decoder: DecoderTape
+    batch: int
+
+
+class Seq2Seq(Module):
+    """An encoder and a decoder, trained together.
+
+    The decoder's first state is the encoder's last one where their shapes agree (bridge="auto"), else, or with
+    bridge="linear", tanh(W h + b) of the last layer's final states side by side (an LSTM's c likewise, without tanh).
+    encoder None (one-to-many): sources are vectors (B, context_size), and the state is made of them by the bridge.
+    shared_vocabulary: one embedding table for both sides.
+    """
+
+    def __init__(self, encoder: Encoder | None, decoder: Decoder, *, shared_vocabulary: bool = False,
+                 bridge: str = "auto", context_size: int | None = None, seed: int | None = None) -> None:
+        super().__init__(decoder.dtype)
+        self.options = {"shared_vocabulary": shared_vocabulary, "bridge": bridge, "context_size": context_size}
+        if bridge not in ("auto", "linear"):
+            raise ValueError(f"bridge: expected 'auto' or 'linear', got {bridge!r}")
+        self._check_parts(encoder, decoder, context_size)
+        self.encoder, self.decoder = encoder, decoder
+        self._lstm = isinstance(decoder.rnn, LSTM)
+        if encoder is not None and shared_vocabulary:
+            ours, theirs = encoder.embedding._buffers["weight"].shape, decoder.embedding._buffers["weight"].shape
+            if ours != theirs:
+                raise ValueError(f"shared_vocabulary: expected tables of one shape, got {ours} and {theirs}")
+            owner = decoder.output if decoder.tied else decoder.embedding
+            encoder.embedding = SharedEmbedding(owner)
+        self.copies = bridge == "auto" and encoder is not None and self._fits(encoder.rnn, decoder.rnn)
+        if not self.copies:
+            features = context_size if encoder is None else encoder.output_size
+            size, seeds = decoder.num_layers * decoder.hidden_size, _seeds(seed, 2)
+            self.bridge = Linear(features, size, dtype=self.dtype, seed=seeds[0])  # type: ignore[arg-type]
+            if self._lstm:
+                self.bridge_c = Linear(features, size, dtype=self.dtype, seed=seeds[1])  # type: ignore[arg-type]
+
+    @staticmethod
+    def _check_parts(encoder: Any, decoder: Any, context_size: int | None) -> None:
+        if not isinstance(decoder, Decoder):
+            raise TypeError(f"decoder: expected a Decoder, got {type(decoder).__name__}")
+        if encoder is None:
+            if context_size is None or decoder.attends:
+                raise ValueError("without an encoder: expected context_size, and a decoder with attention=None")
+            checks.count("context_size", context_size)
+            return
+        if not isinstance(encoder, Encoder):
+            raise TypeError(f"encoder: expected an Encoder or None, got {type(encoder).__name__}")
+        if context_size is not None:
+            raise ValueError("context_size: expected None beside an encoder")
+        if encoder.dtype != decoder.dtype:
+            raise TypeError(f"decoder: expected dtype {encoder.dtype} as the encoder's, got {decoder.dtype}")
+        if decoder.attends and decoder.attention.memory_size != encoder.output_size:
+            raise ValueError(f"memory_size: expected {encoder.output_size} as the encoder's outputs, "
+                             f"got {decoder.attention.memory_size}")
+
+    @staticmethod
+    def _fits(encoder: Recurrent, decoder: Recurrent) -> bool:
+        """Whether a state of one is a state of the other."""
+        same = isinstance(encoder, LSTM) == isinstance(decoder, LSTM) and not encoder.bidirectional
+        return same and (encoder.num_layers, encoder.hidden_size) == (decoder.num_layers, decoder.hidden_size)
+
+    # ---- the two halves ------------------------------------------------------------------------------------
+
+    def encode(self, sources: Any, lengths: ArrayLike | None = None, *, train: bool = False) -> Encoded:
+        """Run the encoder and the bridge; with `train` their tapes are kept and dropout is on."""
+        if self.encoder is None:
+            x = checks.floats("sources", sources, self.dtype, ("B", self.bridge.in_features))
+            return self._bridged(Encoded(None, None, None, len(x)), x, x)
+        tokens = ragged_tokens("sources", sources, lengths, self.encoder.embedding.num_embeddings, 1)
+        memory, state, tape = self.encoder.forward(tokens) if train else (*self.encoder(tokens), None)
+        found = Encoded(state, memory, tokens.lengths, len(tokens), tape)
+        if self.copies:
+            return found
+        h, c = state if isinstance(state, tuple) else (state, state)
+        return self._bridged(found, self._features(h), self._features(c))
+
+    def _features(self, state: Array) -> Array:
+        """(B, D*H) of the last layer's states (L*D, B, H)."""
+        last = state[-self.encoder.rnn._directions :]  # type: ignore[union-attr]
+        return np.ascontiguousarray(last.transpose(1, 0, 2)).reshape(state.shape[1], -1)
+
+    def _bridged(self, found: Encoded, h: Array, c: Array) -> Encoded:
+        first, tape = self.bridge.forward(h)
+        _attention.tanh(first)
+        found.bridges = [tape, first]
+        found.state = self._layers(first)
+        if self._lstm:
+            cells, tape = self.bridge_c.forward(c)
+            found.bridges.append(tape)
+            found.state = found.state, self._layers(cells)
+        return found
+
+    def _layers(self, rows: Array) -> Array:
+        """(L, B, H) of rows (B, L*H)."""
+        split = rows.reshape(len(rows), self.decoder.num_layers, self.decoder.hidden_size)
+        return np.ascontiguousarray(split.transpose(1, 0, 2))
+
+    def _encoder_backward(self, encoded: Encoded, dstate: Any, dmemory: Array | None) -> Array | None:
+        if not self.copies:
+            h, c = dstate if self._lstm else (dstate, None)
+            tape, first = encoded.bridges[:2]
+            rows = np.ascontiguousarray(h.transpose(1, 0, 2)).reshape(first.shape)
+            _attention.tanh(first, rows)
+            dh = self.bridge.backward(tape, rows)
+            dc = None
+            if self._lstm:
+                rows = np.ascontiguousarray(c.transpose(1, 0, 2)).reshape(first.shape)
+                dc = self.bridge_c.backward(encoded.bridges[2], rows)
+            if self.encoder is None:
+                return dh if dc is None else dh + dc
+            dstate = self._spread(dh, dc)
+        assert self.encoder is not None
+        self.encoder.backward(encoded.tape, None if dmemory is None else dmemory, dstate)
+        return None
+
+    def _spread(self, dh: Array, dc: Array | None) -> Any:
+        """The gradient of the encoder's state from those of its features."""
+        rnn = self.encoder.rnn  # type: ignore[union-attr]
+
+        def state_of(d: Array) -> Array:
+            full = np.zeros((rnn.num_layers * rnn._directions, len(d), rnn.hidden_size), self.dtype)
+            full[-rnn._directions :] = d.reshape(len(d), rnn._directions, rnn.hidden_size).transpose(1, 0, 2)
+            return full
+
+        if not isinstance(rnn, LSTM):
+            return state_of(dh if dc is None else dh + dc)
+        return state_of(dh), None if dc is None else state_of(dc)
+
+    # ---- training and scoring ------------------------------------------------------------------------------
+
+    def teacher(self, targets: Any, lengths: ArrayLike | None = None) -> tuple[Ragged, Lengths]:
+        """(decoder inputs: the start token and the target, what is to be predicted: the target and the end token)."""
+        tokens = ragged_tokens("targets", targets, lengths, self.decoder.vocabulary_size)
+        ends = offsets(tokens.lengths + 1)
+        inputs, outputs = np.empty(ends[-1], np.int64), np.empty(ends[-1], np.int64)
+        firsts = np.zeros(ends[-1], bool)
+        firsts[ends[:-1]] = True
+        inputs[firsts], inputs[~firsts] = self.decoder.tokens["start"], tokens.values
+        lasts = np.zeros(ends[-1], bool)
+        lasts[ends[1:] - 1] = True
+        outputs[lasts], outputs[~lasts] = self.decoder.tokens["end"], tokens.values
+        return Ragged(inputs, tokens.lengths + 1), outputs
+
+    def __call__(self, sources: Any, targets: Any, lengths: ArrayLike | None = None,
+                 target_lengths: ArrayLike | None = None) -> Ragged:
+        """Logits, a Ragged of values (tokens, V): for each target its tokens and the end token, given those before.
+
+        sources, targets: lists of sequences of token numbers, Ragged, or arrays (B, T) with lengths; the targets
+        without start and end tokens.
+        """
+        encoded = self.encode(sources, lengths)
+        inputs, _ = self.teacher(targets, target_lengths)
+        self._check_batch(encoded, inputs)
+        logits, _ = self.decoder.forward(inputs, encoded.state, encoded.memory, encoded.lengths, train=False)
+        return Ragged(logits, inputs.lengths)
+
+    def forward(self, sources: Any, targets: Any, lengths: ArrayLike | None = None,
+                target_lengths: ArrayLike | None = None) -> tuple[Ragged, Tape]:
+        """As the call, with dropout, and the tape."""
+        return self._forward_inputs(sources, self.teacher(targets, target_lengths)[0], lengths)
+
+    def _forward_inputs(self, sources: Any, inputs: Ragged, lengths: ArrayLike | None = None) -> tuple[Ragged, Tape]:
+        encoded = self.encode(sources, lengths, train=True)
+        self._check_batch(encoded, inputs)
+        logits, tape = self.decoder.forward(inputs, encoded.state, encoded.memory, encoded.lengths)
+        return Ragged(logits, inputs.lengths), Tape(encoded, tape, len(inputs))
+
+    @staticmethod
+    def _check_batch(encoded: Encoded, inputs: Ragged) -> None:
+        if encoded.batch != len(inputs):
+            raise ValueError(f"targets: expected {encoded.batch} as the sources, got {len(inputs)}")
+
+    def backward(self, tape: Tape, dlogits: Any) -> Array | None:
+        """Add into grads; without an encoder the gradient (B, context_size) of the vectors."""
+        values = dlogits.values if isinstance(dlogits, Ragged) else dlogits
+        dstate, dmemory = self.decoder.backward(tape.decoder, values)
+        return self._encoder_backward(tape.encoded, dstate, dmemory)
+
+    def learn(self, sources: Any, targets: Any, *, label_smoothing: float = 0.0, inputs: Ragged | None = None) -> float:
+        """Forward, cross-entropy and backward: the mean loss in nats a token; adds into grads.
+
+        inputs: decoder inputs that are to stand in for the true ones (scheduled sampling).
+        """
+        true_inputs, outputs = self.teacher(targets)
+        logits, tape = self._forward_inputs(sources, true_inputs if inputs is None else inputs)
+        loss, d = losses.cross_entropy(logits.values, outputs, label_smoothing=label_smoothing, out=logits.values)
+        self.backward(tape, d)
+        return loss
+
+    def loss(self, sources: Any, targets: Any) -> tuple[float, int]:
+        """(sum of -log p over the targets' tokens and end tokens in nats, how many those are)."""
+        logits, outputs = self(sources, targets), self.teacher(targets)[1]
+        mean, _ = losses.cross_entropy(logits.values, outputs, need_dlogits=False)
+        return mean * len(outputs), len(outputs)
+
+    def score(self, sources: Any, targets: Any, lengths: ArrayLike | None = None,
+              target_lengths: ArrayLike | None = None) -> NDArray[np.float64]:
+        """(B,): the log-probability in nats of each whole target, its end token included."""
+        logits, outputs = self(sources, targets, lengths, target_lengths), self.teacher(targets, target_lengths)[1]
+        each = _attention.log_probabilities(logits.values, outputs)
+        return np.add.reduceat(each, offsets(logits.lengths)[:-1]) if len(each) else np.zeros(0)
+
+    def decode(self, sources: Any, lengths: ArrayLike | None = None, **options: Any) -> list[Any]:
+        """Outputs for each source: a list of DecodeResult with tokens, scores and attention.
+
+        sources: token sequences as in the call (without an encoder: vectors (B, context_size)). options: those of
+        rnn_core.seq2seq_decode.DecodeOptions, CTranslate2's by name: beam_size=2, patience, num_hypotheses,
+        length_penalty, coverage_penalty, repetition_penalty, no_repeat_ngram_size, min_decoding_length,
+        max_decoding_length, sampling_topk, sampling_topp, sampling_temperature, seed, target_prefix, end_token,
+        suppress_sequences, disable_unk, return_scores, return_attention, callback.
+        """
+        from rnn_core import seq2seq_decode
+
+        unknown = sorted(set(options) - set(seq2seq_decode.DecodeOptions.__dataclass_fields__))
+        if unknown:
+            raise TypeError(f"decode: expected options of DecodeOptions, got {', '.join(unknown)}")
+        return seq2seq_decode.decode(self, sources, lengths, seq2seq_decode.DecodeOptions(**options))
+
+    def sampled_inputs(self, sources: Ragged, targets: Ragged, probability: float, seed: int) -> Ragged:
+        """Decoder inputs for scheduled sampling: each token with `probability` the model's own (see `learn`)."""
+        from rnn_core import seq2seq_decode
+
+        return seq2seq_decode.sampled_inputs(self, sources, targets, probability, seed)
+
+    # ---- files ---------------------------------------------------------------------------------------------
+
+    def config(self) -> dict[str, Any]:
+        """What `from_config` builds a model of the same shape from; JSON can hold it."""
+        encoder = None if self.encoder is None else self.encoder.arguments
+        return {"encoder": encoder, "decoder": self.decoder.arguments, **self.options}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Seq2Seq:
+        """A model with random weights; load_state_dict gives it those that were trained."""
+        rest = {key: value for key, value in config.items() if key not in ("encoder", "decoder")}
+        encoder = None if config["encoder"] is None else Encoder(**config["encoder"])
+        return cls(encoder, Decoder(**config["decoder"]), **rest)

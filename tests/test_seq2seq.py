@@ -1,0 +1,160 @@
+"""The model: gradients against central differences, the batch that changes nothing, and bad input."""
+
+import copy
+import pickle
+
+import numpy as np
+import pytest
+
+import rnn_core as rc
+from rnn_core import losses
+from rnn_core.recurrent import Ragged
+from rnn_core.seq2seq import Decoder, Encoder, Seq2Seq
+
+SOURCES = [[1, 2, 3], [4, 5], [6, 0, 1, 2, 3]]
+TARGETS = [[3, 4], [5, 6, 7, 8], []]
+
+
+def build(encoder=None, decoder=None, model=None, dtype="float64"):
+    first = Encoder(7, 4, 6, **{"dtype": dtype, "seed": 1, **(encoder or {})})
+    options = {"dtype": dtype, "memory_size": first.output_size, "seed": 2, **(decoder or {})}
+    return Seq2Seq(first, Decoder(9, 5, 6, **options), seed=3, **(model or {}))
+
+
+def central(model, key, index, loss, step=1e-5):
+    """The derivative of the loss for one parameter."""
+    value, found = model.params[key].copy(), []
+    for sign in (1, -1):
+        changed = value.copy()
+        changed[index] += sign * step
+        model.assign(key, changed)
+        found.append(loss())
+    model.assign(key, value)
+    return (found[0] - found[1]) / (2 * step)
+
+
+CASES = {
+    "general": ({"bidirectional": True}, {"attention": "general"}, {}),
+    "dot": ({}, {"attention": "dot"}, {}),
+    "additive": ({"bidirectional": True}, {"attention": "additive"}, {}),
+    "none": ({"bidirectional": True}, {"attention": None}, {}),
+    "none combined": ({}, {"attention": None, "attention_size": 4}, {}),
+    "lstm tied": ({"cell": "lstm", "num_layers": 2}, {"cell": "lstm", "num_layers": 2, "tied": True}, {}),
+    "lstm bridge": ({"cell": "lstm", "bidirectional": True}, {"cell": "lstm", "attention": "additive"}, {}),
+    "gru to lstm": ({}, {"cell": "lstm", "num_layers": 2, "attention_size": 8}, {}),
+    "lstm to rnn": ({"cell": "lstm"}, {"cell": "rnn"}, {}),
+    "linear": ({}, {}, {"bridge": "linear"}),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_gradients_are_the_central_differences(case):
+    model = build(*CASES[case])
+    outputs = model.teacher(TARGETS)[1]
+
+    def loss():
+        return losses.cross_entropy(model(SOURCES, TARGETS).values, outputs, label_smoothing=0.1, need_dlogits=False)[0]
+
+    assert abs(model.learn(SOURCES, TARGETS, label_smoothing=0.1) - loss()) < 1e-12
+    rng = np.random.default_rng(0)
+    for key, grad in model.grads.items():
+        for _ in range(4):
+            index = tuple(rng.integers(size) for size in grad.shape)
+            assert abs(central(model, key, index, loss) - grad[index]) < 1e-6, key
+
+
+def test_shared_vocabulary_has_one_table():
+    model = Seq2Seq(Encoder(9, 5, 6, dtype="float64", seed=1), Decoder(9, 5, 6, memory_size=6, dtype="float64", seed=2,
+                                                                       tied=True), shared_vocabulary=True, seed=3)
+    outputs = model.teacher(TARGETS)[1]
+    assert not any("embedding" in key and key != "encoder.embedding.weight" for key in model.params)
+    model.learn(SOURCES, TARGETS)
+    key = "encoder.embedding.weight"
+    expected = central(model, key, (3, 2), lambda: losses.cross_entropy(model(SOURCES, TARGETS).values, outputs)[0])
+    assert abs(expected - model.grads[key][3, 2]) < 1e-6
+
+
+def test_one_to_many_gradient_reaches_the_vectors():
+    decoder = Decoder(9, 5, 6, attention=None, cell="lstm", dtype="float64", seed=1)
+    model = Seq2Seq(None, decoder, context_size=4, seed=2)
+    x = np.random.default_rng(0).standard_normal((3, 4))
+    logits, tape = model.forward(x, TARGETS)
+    weights = np.random.default_rng(1).standard_normal(logits.values.shape)
+    dx = model.backward(tape, weights)
+    for index in ((0, 0), (2, 3)):
+        step = np.zeros_like(x)
+        step[index] = 1e-5
+        up, down = (float((model(x + s * step, TARGETS).values * weights).sum()) for s in (1, -1))
+        assert abs((up - down) / 2e-5 - dx[index]) < 1e-6
+    assert len(model.decode(x, max_decoding_length=5)) == 3
+
+
+@pytest.mark.parametrize("attention", ["dot", "general", "additive", None])
+def test_a_sentence_gives_the_same_bits_alone_and_in_a_batch(attention, threads):
+    model = build({}, {"attention": attention}, dtype="float32")
+    together = model(SOURCES, TARGETS)
+    threads(1)
+    ends = np.cumsum([0, *together.lengths])
+    for i, (source, target) in enumerate(zip(SOURCES, TARGETS)):
+        assert np.array_equal(model([source], [target]).values, together.values[ends[i] : ends[i + 1]])
+
+
+def test_padded_arrays_and_ragged_are_the_same():
+    model = build()
+    padded = np.full((3, 5), 99)
+    for row, source in zip(padded, SOURCES):
+        row[: len(source)] = source
+    lengths = [len(source) for source in SOURCES]
+    expected = model(SOURCES, TARGETS).values
+    assert np.array_equal(model(padded, TARGETS, lengths).values, expected)
+    assert np.array_equal(model(Ragged(np.concatenate(SOURCES), lengths), TARGETS).values, expected)
+
+
+def test_dropout_is_only_in_training():
+    model = build({"dropout": 0.5}, {"dropout": 0.5})
+    plain = model(SOURCES, TARGETS).values
+    assert np.array_equal(plain, model(SOURCES, TARGETS).values)
+    assert not np.array_equal(plain, model.forward(SOURCES, TARGETS)[0].values)
+
+
+def test_copies_and_configurations_give_the_same_model():
+    model = build({"bidirectional": True}, {"tied": True, "cell": "lstm"}, dtype="float32")
+    expected = model(SOURCES, TARGETS).values
+    again = Seq2Seq.from_config(model.config())
+    again.load_state_dict(model.state_dict())
+    for other in (again, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert np.array_equal(other(SOURCES, TARGETS).values, expected)
+        other.learn(SOURCES, TARGETS)
+        rc.optim.Adam(other.params).step(other.grads)
+        assert not np.array_equal(other(SOURCES, TARGETS).values, expected)
+    assert np.array_equal(model(SOURCES, TARGETS).values, expected)
+
+
+@pytest.mark.parametrize("call, words", [
+    (lambda: build()([[]], [[1]]), "sources: expected at least 1 token"),
+    (lambda: build()([[7]], [[1]]), "sources: expected 0 to 6, got 7"),
+    (lambda: build()([[1]], [[9]]), "targets: expected 0 to 8, got 9"),
+    (lambda: build()([[1]], [[1], [2]]), "targets: expected 1 as the sources, got 2"),
+    (lambda: build({"bidirectional": True}, {"attention": "dot"}), "use 'general'"),
+    (lambda: build(decoder={"attention": "best"}), "expected one of .*'additive'"),
+    (lambda: build({"cell": "elman"}), "cell: expected one of"),
+    (lambda: build(decoder={"memory_size": 5}), "memory_size: expected 6"),
+    (lambda: build(decoder={"attention": None, "input_feeding": True}), "input_feeding"),
+    (lambda: build(decoder={"tied": True, "attention_size": 9}), "attention_size"),
+    (lambda: build(decoder={"end_token": 9}), "end"),
+    (lambda: Seq2Seq(None, Decoder(9, 5, 6, memory_size=6)), "without an encoder"),
+    (lambda: build(model={"bridge": "none"}), "bridge"),
+])
+def test_bad_input_says_what_was_expected(call, words):
+    with pytest.raises(ValueError, match=words):
+        call()
+
+
+def test_score_is_the_log_probability():
+    model = build(dtype="float32")
+    logits = model(SOURCES, TARGETS)
+    x = logits.values.astype(np.float64)
+    each = (x - np.log(np.exp(x).sum(1, keepdims=True)))[np.arange(len(x)), model.teacher(TARGETS)[1]]
+    ends = np.cumsum([0, *logits.lengths])
+    expected = [each[a:b].sum() for a, b in zip(ends[:-1], ends[1:])]
+    np.testing.assert_allclose(model.score(SOURCES, TARGETS), expected, rtol=1e-6)
