@@ -2,8 +2,8 @@
 
     python examples/addition.py
 
-45,000 questions to learn from, 5,000 held out, one LSTM layer of 128 on each side, no attention. The last line tells how
-many characters of the held-out answers are right.
+45,000 questions to learn from, 5,000 held out, one LSTM layer of 128 on each side, no attention. The last line tells
+how many characters of the held-out answers are right.
 """
 
 from __future__ import annotations

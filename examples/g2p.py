@@ -62,7 +62,7 @@ def main() -> None:
     parser.add_argument("--dropout", type=float, default=None, help="default 0.2, less in a short run")
     parser.add_argument("--beam", type=int, default=1, help="beam of the evaluation (default 1: greedy)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--predictions", metavar="FILE", help="write word, reference and hypothesis of each held-out word")
+    parser.add_argument("--predictions", metavar="FILE", help="write each held-out word, reference and hypothesis")
     arguments = parser.parse_args()
     words = read_cmudict()
     letters = {letter: i for i, letter in enumerate("abcdefghijklmnopqrstuvwxyz")}

@@ -25,7 +25,24 @@ def available() -> bool:
 def loss_curves(path: str | os.PathLike[str], rows: Sequence[Mapping[str, float]], title: str = "") -> None:
     """Draw training and validation loss over the characters read, from the rows of a training log."""
     figure, axes = _figure(title)
-    seen = np.array([row["characters"] for row in rows]) / 1e6
+    _losses(axes, rows, np.array([row["characters"] for row in rows]) / 1e6)
+    axes.set_xlabel("characters read (millions)")
+    axes.set_ylabel("loss (nats a character)")
+    bits = axes.secondary_yaxis("right", functions=(lambda nats: nats / math.log(2), lambda b: b * math.log(2)))
+    bits.set_ylabel("bits a character")
+    _finish(figure, axes, path)
+
+
+def token_losses(path: str | os.PathLike[str], rows: Sequence[Mapping[str, float]], title: str = "") -> None:
+    """The same for sequence-to-sequence training, over optimiser steps."""
+    figure, axes = _figure(title)
+    _losses(axes, rows, np.array([row["step"] for row in rows]))
+    axes.set_xlabel("optimiser steps")
+    axes.set_ylabel("loss (nats a token)")
+    _finish(figure, axes, path)
+
+
+def _losses(axes: Any, rows: Sequence[Mapping[str, float]], seen: NDArray[Any]) -> None:
     training = np.array([row["training_loss"] for row in rows])
     validation = np.array([row["validation_loss"] for row in rows])
     known = ~np.isnan(training)
@@ -37,10 +54,20 @@ def loss_curves(path: str | os.PathLike[str], rows: Sequence[Mapping[str, float]
         label = f"validation (best {best:.4f})"
         axes.plot(seen[known], validation[known], color=ORANGE, marker="o", markersize=3.5, label=label)
         axes.axhline(best, color=ORANGE, linewidth=0.7, linestyle=":")
-    axes.set_xlabel("characters read (millions)")
-    axes.set_ylabel("loss (nats a character)")
-    bits = axes.secondary_yaxis("right", functions=(lambda nats: nats / math.log(2), lambda b: b * math.log(2)))
-    bits.set_ylabel("bits a character")
+
+
+def attention(
+    path: str | os.PathLike[str], weights: NDArray[Any], source: Sequence[str], target: Sequence[str]
+) -> None:
+    """Draw attention (target tokens, source tokens): which source token each target token looked at."""
+    figure, axes = _figure("")
+    axes.grid(False)
+    axes.imshow(np.asarray(weights), cmap="Blues", vmin=0.0, vmax=1.0, aspect="auto")
+    axes.set_xticks(range(len(source)), source, rotation=0 if max(map(len, source), default=0) < 4 else 60)
+    axes.set_yticks(range(len(target)), target)
+    axes.xaxis.tick_top()
+    axes.set_xlabel("source")
+    axes.set_ylabel("target")
     _finish(figure, axes, path)
 
 

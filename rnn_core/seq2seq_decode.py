@@ -135,17 +135,14 @@ def plan_of(decoder: Decoder) -> Any:
     versions = tuple(buffer.version for buffer in _buffers(decoder))
     kept = decoder._plan
     if kept is None or kept[0] != versions:
+        look = decoder.attention if decoder.attends else None
         kept = decoder._plan = versions, _decoder.Plan(
             decoder.rnn._weights(), decoder.embedding._buffers["weight"].view, decoder.input_feeding,
-            decoder.attention.kind if decoder.attends else "", _pair(decoder.attention.query) if _asks(decoder) else None,
-            decoder.attention.v if decoder.attends else None, _pair(decoder.combine) if decoder.combines else None,
-            _pair(decoder.output), decoder.hidden_size, decoder.attention.memory_size if decoder.attends else 0,
+            look.kind if look else "", _pair(look.query) if look and look.kind == "additive" else None,
+            look.v if look else None, _pair(decoder.combine) if decoder.combines else None,
+            _pair(decoder.output), decoder.hidden_size, look.memory_size if look else 0,
         )
     return kept[1]
-
-
-def _asks(decoder: Decoder) -> bool:
-    return decoder.attends and decoder.attention.kind == "additive"
 
 
 def _buffers(decoder: Decoder) -> list[Any]:
@@ -212,9 +209,11 @@ def run_loop(model: Any, sources: Any, lengths: ArrayLike | None, options: dict[
     encoded: Encoded = model.encode(sources, lengths)
     decoder: Decoder = model.decoder
     h, c = encoded.state if isinstance(encoded.state, tuple) else (encoded.state, None)
-    keys = memory = None
+    keys: Any = None
+    memory: Any = None
     if decoder.attends:
-        keys, memory = decoder.attention.project(encoded.memory)[0], encoded.memory
+        memory = encoded.memory
+        keys = decoder.attention.project(memory)[0]
     places = offsets(encoded.lengths) if decoder.attends and encoded.lengths is not None else None
     given, most = forced(encoded.batch), limits(encoded.batch)
     keys_of_sources = _source_keys(model, sources, lengths, encoded.batch) if options["sample"] else [0] * encoded.batch

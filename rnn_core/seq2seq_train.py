@@ -159,6 +159,7 @@ class Trainer:
         finally:
             if progress is not None:
                 progress.close()
+        self._plot()
         if stop:
             self._save_last()
         elif self.best is not None:
@@ -206,7 +207,8 @@ class Trainer:
         sources, targets = self.pairs.pick(batch)
         inputs = None
         if options.sampling and self._progress() > 0:
-            inputs = model.sampled_inputs(sources, targets, options.sampling * self._progress(), options.seed + state.step)
+            chance = options.sampling * self._progress()
+            inputs = model.sampled_inputs(sources, targets, chance, options.seed + state.step)
         model.zero_grad()
         loss = model.learn(sources, targets, label_smoothing=options.label_smoothing, inputs=inputs)
         clip_grad_norm(model.grads, options.clip)
@@ -239,7 +241,6 @@ class Trainer:
         if self.log is not None:
             self.log.add(step=state.step, epoch=state.epoch, seconds=state.seconds, lr=self._lr(),
                          training_loss=self._recent(), validation_loss=score)
-            self._plot()
         self._save_last()
         if progress is not None:
             progress.say(f"epoch {state.epoch}  step {state.step}  training loss {self._recent():.4f}"
@@ -268,7 +269,7 @@ class Trainer:
         from rnn_core import plots
 
         if self.files is not None and self.log is not None and plots.available():
-            plots.losses(self.files.beside(".png"), self.log.rows, "step", "optimiser steps", "loss (nats a token)")
+            plots.token_losses(self.files.beside(".loss.png"), self.log.rows)
 
     def _save_best(self) -> None:
         if self.files is not None and self.best is not None:

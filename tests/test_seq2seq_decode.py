@@ -19,8 +19,8 @@ SOURCES = [[1, 2, 3], [4, 5], [6, 0, 1, 2, 3], [2]]
 def build(attention="general", dtype="float64", cell="gru", sharp=4.0, **decoder):
     """A random model whose output layer is made sharper, so that hypotheses end early and scores differ."""
     first = Encoder(7, 4, 6, dtype=dtype, seed=1, cell=cell)
-    second = Decoder(VOCABULARY, 5, 6, attention=attention, memory_size=6, unk_token=UNK, dtype=dtype, seed=5, cell=cell,
-                     **decoder)
+    second = Decoder(VOCABULARY, 5, 6, attention=attention, memory_size=6, unk_token=UNK, dtype=dtype, seed=5,
+                     cell=cell, **decoder)
     model = Seq2Seq(first, second, seed=3)
     model.assign("decoder.output.weight", model.params["decoder.output.weight"] * sharp)
     model.assign("decoder.output.bias", np.arange(VOCABULARY) % 3 * 0.2 + (np.arange(VOCABULARY) == END) * 1.5)
@@ -233,7 +233,8 @@ def test_target_prefix_is_kept_and_not_scored():
     model = build(sharp=3.0)
     prefixes = [[5, 5], [], [3], [7, 6, 4]]
     for beam in (1, 3):
-        results = model.decode(SOURCES, beam_size=beam, target_prefix=prefixes, max_decoding_length=6, return_scores=True)
+        options = {"beam_size": beam, "max_decoding_length": 6, "return_scores": True}
+        results = model.decode(SOURCES, target_prefix=prefixes, **options)
         for source, prefix, result in zip(SOURCES, prefixes, results):
             assert result.tokens[: len(prefix)] == prefix
             if beam == 1:
