@@ -120,8 +120,7 @@ class Trainer:
         self.options, self.files, self.source = options, files, dict(source or {})
         self.model = new_model(vocabulary(text), options)
         self.text_id = fingerprint(text)
-        small = np.uint8 if len(self.model.vocabulary) <= 256 else np.int32  # a whole corpus stays in memory
-        training, self.held_out = split(self.model.encode(text).astype(small), options.validation)
+        training, self.held_out = split(_tokens(self.model, text), options.validation)
         if len(self.held_out) < 2:
             raise ValueError(f"text: expected at least 2 characters to hold out, got {len(self.held_out)}")
         self.lead = training[-options.seq_length :]
@@ -333,6 +332,15 @@ def evaluate(
 
 
 # ---- helpers ------------------------------------------------------------------------------------------------
+
+
+def _tokens(model: CharLM, text: str) -> NDArray[np.integer]:
+    """`text` in as few bytes as hold a token: a large corpus is read piece by piece and stays in memory."""
+    small = np.uint8 if len(model.vocabulary) <= 256 else np.int32
+    found, piece = np.empty(len(text), small), 1 << 20
+    for at in range(0, len(text), piece):
+        found[at : at + piece] = model.encode(text[at : at + piece])
+    return found
 
 
 def new_model(letters: str, options: Options) -> CharLM:
