@@ -61,7 +61,8 @@ INLINE void rnn_backward(const rc_step_back *s, ptrdiff_t row, ptrdiff_t j, vf d
 /* --------------------------------------------------------------------------------------------------------- LSTM
  * i, f, o = sigmoid(z_i, z_f, z_o), g = tanh(z_g);  c = f c_prev + i g;  h = o tanh(c) */
 
-INLINE void lstm_forward(const rc_step *s, ptrdiff_t row, ptrdiff_t j, const vf *z) {
+/* In two parts, each run over all rows of a tile: the chain from c to h is long, and those of several rows overlap. */
+INLINE void lstm_forward_c(const rc_step *s, ptrdiff_t row, ptrdiff_t j, vf *z) {
     vf gate[4] = {v_sigmoid(z[0]), v_sigmoid(z[1]), v_tanh(z[2]), v_sigmoid(z[3])};
     real *c_row = unit_of(&s->c, row, j);
     vf c_prev = v_load(c_row);
@@ -69,7 +70,12 @@ INLINE void lstm_forward(const rc_step *s, ptrdiff_t row, ptrdiff_t j, const vf 
     save_gates(s, row, j, 4, gate);
     if (has_rows(&s->saved_c)) v_store(unit_of(&s->saved_c, row, j), c_prev);
     v_store(c_row, c);
-    emit_h(s, row, j, v_mul(gate[3], v_tanh(c)));
+    z[0] = c;
+    z[3] = gate[3];
+}
+
+INLINE void lstm_forward_h(const rc_step *s, ptrdiff_t row, ptrdiff_t j, const vf *z) {
+    emit_h(s, row, j, v_mul(z[3], v_tanh(z[0])));
 }
 
 INLINE void lstm_backward(const rc_step_back *s, ptrdiff_t row, ptrdiff_t j, vf dh) {
@@ -92,10 +98,14 @@ INLINE void lstm_backward(const rc_step_back *s, ptrdiff_t row, ptrdiff_t j, vf 
 
 INLINE vf gru_mix(vf z, vf n, vf h_prev) { return v_fma(z, v_sub(h_prev, n), n); }
 
-INLINE void gru_forward(const rc_step *s, ptrdiff_t row, ptrdiff_t j, const vf *z) {
+INLINE void gru_forward_rz(vf *z) {
+    z[0] = v_sigmoid(z[0]);
+    z[1] = v_sigmoid(z[1]);
+}
+
+INLINE void gru_forward_h(const rc_step *s, ptrdiff_t row, ptrdiff_t j, const vf *z) {
     vf x_n = v_load(row_of(&s->gates, row) + (j * 3 + 2) * LANES);
-    vf gate[4] = {v_sigmoid(z[0]), v_sigmoid(z[1]), v_zero(), z[2]};
-    gate[2] = v_tanh(v_fma(gate[0], z[2], x_n));
+    vf gate[4] = {z[0], z[1], v_tanh(v_fma(z[0], z[2], x_n)), z[2]};
     save_gates(s, row, j, 4, gate);
     emit_h(s, row, j, gru_mix(gate[1], gate[2], v_load(unit_of(&s->h_prev, row, j))));
 }
@@ -167,18 +177,29 @@ INLINE vf step_start(enum kind kind, const rc_step *s, ptrdiff_t row, ptrdiff_t 
  * cell's code stands once and not once for each shape of a tile; z comes through the stack, in L1. */
 static __attribute__((noinline)) void step_finish(const rc_step *s, ptrdiff_t row, ptrdiff_t panel, int tiles,
                                                   int down, int vectors, vf z[][4]) {
-    for (int i = 0; i < tiles; i++, row += down, panel += !down) {
-        switch (s->cell) {
-        case RC_LSTM: lstm_forward(s, row, panel, z[i]); break;
-        case RC_GRU: gru_forward(s, row, panel, z[i]); break;
-        case RC_GRU_RESET_BEFORE:
-            if (s->phase == 0) gru_rz_forward(s, row, panel, z[i]);
-            else for (int v = 0; v < vectors; v++) gru_n_forward(s, row, panel * 4 + v, z[i] + v);
-            break;
-        default:
-            for (int v = 0; v < vectors; v++) rnn_forward(s, row, panel * 4 + v, z[i] + v);
+    const ptrdiff_t right = !down;
+#define EACH_TILE for (int i = 0; i < tiles; i++)
+#define AT row + i * down, panel + i * right
+    switch (s->cell) {
+    case RC_LSTM:
+        EACH_TILE lstm_forward_c(s, AT, z[i]);
+        EACH_TILE lstm_forward_h(s, AT, z[i]);
+        break;
+    case RC_GRU:
+        EACH_TILE gru_forward_rz(z[i]);
+        EACH_TILE gru_forward_h(s, AT, z[i]);
+        break;
+    case RC_GRU_RESET_BEFORE:
+        EACH_TILE {
+            if (s->phase == 0) gru_rz_forward(s, AT, z[i]);
+            else for (int v = 0; v < vectors; v++) gru_n_forward(s, row + i * down, (panel + i * right) * 4 + v, z[i] + v);
         }
+        break;
+    default:
+        EACH_TILE for (int v = 0; v < vectors; v++) rnn_forward(s, row + i * down, (panel + i * right) * 4 + v, z[i] + v);
     }
+#undef EACH_TILE
+#undef AT
 }
 
 static void step(const rc_step *s) {
