@@ -108,8 +108,9 @@ cdef class Weights:
     cdef list blocks
     cdef readonly list arrays          # per direction: w_ih, w_hh, b_ih, b_hh, w_hr (or None)
     cdef bint has_backward
-    cdef void *packed(self, const rc_shape *shape, object array, ptrdiff_t column_stride, ptrdiff_t row_stride,
-                      ptrdiff_t offset) except NULL
+    cdef size_t bytes_of(self, const rc_shape *shape) except? 0
+    cdef void *packed(self, Block memory, const rc_shape *shape, object array, ptrdiff_t column_stride,
+                      ptrdiff_t row_stride, ptrdiff_t offset) except NULL
     cdef int pack_forward(self, Direction *d, tuple arrays) except -1
     cdef int pack_transposed(self, Direction *d, tuple arrays) except -1
     cdef int need_backward(self) except -1

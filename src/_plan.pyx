@@ -12,8 +12,12 @@ from rnn_core._runtime cimport barrier_wait, tick
 
 cnp.import_array()
 
+cdef extern from "pages.h" nogil:
+    void rc_use_huge_pages(void *data, size_t bytes)
+
 cdef enum:
     CACHE_LINE = 64
+    HUGE_PAGE = 1 << 21                # large weights are streamed at each step: fewer, larger pages do it faster
 
 # ------------------------------------------------------------------------------------------------------------ memory
 
@@ -37,9 +41,14 @@ cdef class Block:
 
 cdef Block block(size_t bytes):
     cdef Block b = Block.__new__(Block)
-    if posix_memalign(<void **>&b.data, CACHE_LINE, bytes + CACHE_LINE) != 0:
-        raise MemoryError(f"cannot allocate {bytes} bytes")
+    cdef bint large = bytes >= HUGE_PAGE // 2
     b.size = bytes + CACHE_LINE
+    if large:
+        b.size = (b.size + HUGE_PAGE - 1) // HUGE_PAGE * HUGE_PAGE
+    if posix_memalign(<void **>&b.data, HUGE_PAGE if large else CACHE_LINE, b.size) != 0:
+        raise MemoryError(f"cannot allocate {bytes} bytes")
+    if large:
+        rc_use_huge_pages(b.data, b.size)
     return b
 
 
@@ -154,28 +163,30 @@ cdef class Weights:
     def __dealloc__(self):
         free(self.directions)
 
-    cdef void *packed(self, const rc_shape *shape, object array, ptrdiff_t column_stride, ptrdiff_t row_stride,
-                      ptrdiff_t offset) except NULL:
+    cdef size_t bytes_of(self, const rc_shape *shape) except? 0:
+        return padded(rc_packed_size(shape, self.kernels.lanes), self.kernels.itemsize)
+
+    cdef void *packed(self, Block memory, const rc_shape *shape, object array, ptrdiff_t column_stride,
+                      ptrdiff_t row_stride, ptrdiff_t offset) except NULL:
         cdef size_t itemsize = self.kernels.itemsize
-        cdef Block b = block(padded(rc_packed_size(shape, self.kernels.lanes), itemsize))
         cdef const char *source = <const char *>data_of(array) + offset * <ptrdiff_t>itemsize
-        cdef void *to = b.data
+        cdef void *to = memory.take(self.bytes_of(shape))
         with nogil:
             self.kernels.pack(shape, source, column_stride, row_stride, to)
-        self.blocks.append(b)
         return to
 
     cdef int pack_forward(self, Direction *d, tuple arrays) except -1:
         w, r, b_ih, b_hh, w_hr = arrays
         cdef ptrdiff_t h = d.units, lanes = self.kernels.lanes
         cdef size_t itemsize = self.kernels.itemsize, tail = padded(whole(h, lanes), itemsize)
-        cdef Block b = block(padded(rc_row_size(&d.w, lanes), itemsize) + tail)
-        d.w_packed = self.packed(&d.w, w, d.inputs, 1, 0)
-        d.r_packed = self.packed(&d.r, r, d.out, 1, 0)
+        cdef Block b = block(padded(rc_row_size(&d.w, lanes), itemsize) + tail + self.bytes_of(&d.w)
+                             + self.bytes_of(&d.r) + self.bytes_of(&d.rn) + self.bytes_of(&d.p))
+        d.w_packed = self.packed(b, &d.w, w, d.inputs, 1, 0)
+        d.r_packed = self.packed(b, &d.r, r, d.out, 1, 0)
         if d.cell == RC_GRU_RESET_BEFORE:
-            d.rn_packed = self.packed(&d.rn, r, d.out, 1, 2 * h * h)
+            d.rn_packed = self.packed(b, &d.rn, r, d.out, 1, 2 * h * h)
         if d.projection:
-            d.p_packed = self.packed(&d.p, w_hr, h, 1, 0)
+            d.p_packed = self.packed(b, &d.p, w_hr, h, 1, 0)
         d.bias = b.take(rc_row_size(&d.w, lanes) * itemsize)
         d.bias_n = b.take_zeros(whole(h, lanes) * itemsize)
         self.blocks.append(b)
@@ -191,14 +202,17 @@ cdef class Weights:
     cdef int pack_transposed(self, Direction *d, tuple arrays) except -1:
         w, r, w_hr = arrays[0], arrays[1], arrays[4]
         cdef ptrdiff_t h = d.units
+        cdef Block b = block(self.bytes_of(&d.wt) + self.bytes_of(&d.rt) + self.bytes_of(&d.rnt)
+                             + self.bytes_of(&d.pt))
+        self.blocks.append(b)
         if d.inputs_count == 2:  # rows of W in the order of a dz row: n before r and z
             w = np.concatenate((w[2 * h:], w[:2 * h]))
-        d.wt_packed = self.packed(&d.wt, w, 1, d.inputs, 0)
-        d.rt_packed = self.packed(&d.rt, r, 1, d.out, 0)
+        d.wt_packed = self.packed(b, &d.wt, w, 1, d.inputs, 0)
+        d.rt_packed = self.packed(b, &d.rt, r, 1, d.out, 0)
         if d.cell == RC_GRU_RESET_BEFORE:
-            d.rnt_packed = self.packed(&d.rnt, r, 1, d.out, 2 * h * h)
+            d.rnt_packed = self.packed(b, &d.rnt, r, 1, d.out, 2 * h * h)
         if d.projection:
-            d.pt_packed = self.packed(&d.pt, w_hr, 1, h, 0)
+            d.pt_packed = self.packed(b, &d.pt, w_hr, 1, h, 0)
         return 0
 
     cdef int need_backward(self) except -1:
