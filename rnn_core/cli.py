@@ -30,6 +30,7 @@ class Command(NamedTuple):
 COMMANDS = (
     Command("train", "train a character-level language model on text", "rnn_core.cli_train"),
     Command("generate", "let a trained model write", "rnn_core.cli_generate"),
+    Command("seq2seq", "train a sequence-to-sequence model, or decode with it", "rnn_core.cli_seq2seq"),
     Command("info", "show the instruction set, threads, BLAS and versions in use", "rnn_core.cli_info"),
 )
 

@@ -143,6 +143,7 @@ class Trainer:
         self.log: Log | None = None
         self.mean: dict[str, Any] = model.state_dict() if options.average else {}
         self.best: dict[str, Any] | None = None
+        self.stopped = False
 
     def run(self, *, resume: bool = False) -> _State:
         """Train to the end, an early stop or Ctrl-C (which saves, so that resume=True goes on from there)."""
@@ -160,12 +161,16 @@ class Trainer:
             if progress is not None:
                 progress.close()
         self._plot()
+        self.stopped = bool(stop)
         if stop:
             self._save_last()
         elif self.best is not None:
             self.model.load_state_dict(self.best)
         elif self.mean:
             self.model.load_state_dict(self.mean)
+        if not stop and self.best is None:
+            self.best = self.model.state_dict()
+            self._save_best()
         return self.state
 
     # ---- the loop ------------------------------------------------------------------------------------------
