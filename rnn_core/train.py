@@ -336,7 +336,7 @@ def evaluate(
 
 def _tokens(model: CharLM, text: str) -> NDArray[np.integer]:
     """`text` in as few bytes as hold a token: a large corpus is read piece by piece and stays in memory."""
-    small = np.uint8 if len(model.vocabulary) <= 256 else np.int32
+    small: Any = np.uint8 if len(model.vocabulary) <= 256 else np.int32
     found, piece = np.empty(len(text), small), 1 << 20
     for at in range(0, len(text), piece):
         found[at : at + piece] = model.encode(text[at : at + piece])
