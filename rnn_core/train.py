@@ -204,8 +204,11 @@ class Trainer:
         at.step_seconds += time.monotonic() - began
 
     def learning_rate(self) -> float:
-        """A linear rise over the first steps, then half a cosine down to nothing at the end of the run."""
-        rise = min(1.0, (self.at.step + 1) / (self.options.warmup + 1))
+        """A linear rise over the first steps, then half a cosine down to nothing at the end of the run.
+
+        The rise takes at most a tenth of the run, so that a short one learns something too.
+        """
+        rise = min(1.0, max((self.at.step + 1) / (self.options.warmup + 1), 10 * self.progress))
         return self.options.lr * rise * 0.5 * (1 + math.cos(math.pi * self.progress))
 
     # ---- validation and the log -----------------------------------------------------------------------------

@@ -56,7 +56,9 @@ def test_the_learning_rate_rises_and_falls_to_nothing(tmp_path):
     assert np.argmax(rates) <= 3 and 0.09 < max(rates) <= 0.1
     assert all(a > b for a, b in zip(rates[3:], rates[4:]))
     assert rates[-1] < 0.001 < rates[0]
-    run.options = replace(run.options, epochs=None, minutes=2.0)
+    run.options, run.at.step = replace(run.options, warmup=1000), 6
+    assert run.learning_rate() == pytest.approx(0.1 * 10 * run.progress, rel=0.05)  # not a tenth of the run yet
+    run.options = replace(run.options, warmup=0, epochs=None, minutes=2.0)
     for seconds, part in ((0, 1.0), (60, 0.5), (120, 0.0), (130, 0.0)):
         run.at.seconds = seconds
         assert run.learning_rate() == pytest.approx(0.1 * part)
