@@ -111,6 +111,9 @@ class General(Recurrent):
         self.activations = self._each_direction(self.defaults if activations is None else activations)
         self._runs: list[Direction] | None = None
 
+    def _is_plain(self, x: Any) -> bool:
+        return False  # the short way is the fused engine's
+
     def _each_direction(self, specs: Sequence[Any]) -> list[list[Activation]]:
         each, D = len(self.defaults), self._directions
         found = [activation(spec) for spec in specs]
@@ -267,7 +270,7 @@ class GeneralLSTM(General):
     """
 
     cell, defaults, _gates = "lstm", ("Sigmoid", "Tanh", "Tanh"), 4
-    _state_parts, _join = LSTM._state_parts, LSTM._join
+    _has_c, _state_parts, _join = True, LSTM._state_parts, LSTM._join
 
     def __init__(self, *sizes: int, peepholes: bool = False, coupled: bool = False, **options: Any) -> None:
         self.peepholes, self.coupled = bool(peepholes), bool(coupled)

@@ -88,6 +88,7 @@ class Recurrent(Module):
     """
 
     _gates = 1
+    _has_c = False
     _transient: tuple[str, ...] = ("_packed",)
 
     def __init__(
@@ -213,8 +214,8 @@ class Recurrent(Module):
 
     def _new_states(self, batch: int) -> list[Array | None]:
         rows = self.num_layers * self._directions
-        parts = self._state_parts("", None)
-        return [*(np.empty((rows, batch, size), self.dtype) for _, _, size in parts), None][:2]
+        h = np.empty((rows, batch, self._out), self.dtype)
+        return [h, np.empty((rows, batch, self.hidden_size), self.dtype) if self._has_c else None]
 
     def _public_state(self, states: list[Array | None], unbatched: bool) -> State:
         return self._join([s[:, 0] if unbatched else s for s in states if s is not None])
@@ -228,7 +229,22 @@ class Recurrent(Module):
         (h, c), zero if None; lengths (B,) of sequences that end before T, in any order.
         y has D*H columns instead of I, zero past a sequence's end; state is the one after each one's last step.
         """
+        if state is None and lengths is None and self._is_plain(x):
+            return self._run_plain(x)
         return self._run(x, state, lengths, False)[:2]
+
+    def _is_plain(self, x: Any) -> bool:
+        return bool(self._engine().takes(x))
+
+    def _run_plain(self, x: Array) -> Any:
+        """Inference on an array that needs no look at it, from a zero state: a short call is mostly overhead."""
+        first, second, _ = x.shape
+        steps, batch = (second, first) if self.batch_first else (first, second)
+        y = np.empty((first, second, self._directions * self._out), self.dtype)
+        h, c = self._new_states(batch)
+        layout = "batch_first" if self.batch_first else "time_major"
+        self._engine().forward(self._weights(), x, y, layout, steps, batch, None, None, None, h, c)
+        return y, h if c is None else (h, c)
 
     def forward(self, x: ArrayLike | Ragged, state: State = None, lengths: ArrayLike | None = None) -> Any:
         """Training: (y, state, tape), with dropout between the layers; arguments and results as in a plain call."""
@@ -334,6 +350,7 @@ class LSTM(Recurrent):
     """
 
     _gates = 4
+    _has_c = True
 
     def _cell(self) -> str:
         return "lstm"

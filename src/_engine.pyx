@@ -332,6 +332,13 @@ cdef class Network:
         """arrays: (w_ih, w_hh, b_ih, b_hh, w_hr) of each direction of each layer; None where there is none."""
         return pack(self.kernels, self.cell, self.sizes, arrays)
 
+    def takes(self, x):
+        """Whether x is a 3-D array that the engine can read as it lies."""
+        if not cnp.PyArray_CheckExact(x) or not cnp.PyArray_ISCARRAY_RO(x) or cnp.PyArray_NDIM(x) != 3:
+            return False
+        return cnp.PyArray_DIM(x, 2) == self.inputs and cnp.PyArray_TYPE(x) == (
+            cnp.NPY_FLOAT32 if self.kernels.itemsize == 4 else cnp.NPY_FLOAT64)
+
     # -- threads
 
     cdef int team_size(self, ptrdiff_t rows) noexcept:

@@ -1,8 +1,8 @@
 """One time step of a cell for services that call it a thousand times a second: no allocation, one check, no GIL dance.
 
-A step shorter than about 10 microseconds keeps the GIL, so its scratch needs no lock. Whatever does not fit here
-(other layouts or types, a step worth more threads, a wrong argument) is the general path's, which gives the same bits
-or the right error.
+A step shorter than about 10 microseconds keeps the GIL, so its scratch needs no lock; during a longer one the scratch
+is marked busy. Whatever does not fit here (other layouts or types, a step worth more threads, a second caller, a wrong
+argument) is the general path's, which gives the same bits or the right error.
 """
 
 from libc.string cimport memcpy
@@ -12,13 +12,13 @@ cimport numpy as cnp
 from rnn_core._kernels cimport *
 from rnn_core._parameters cimport Buffer
 from rnn_core._plan cimport Block, Direction, Weights, block, padded, rows_at, whole
-from rnn_core._runtime cimport fp_begin, fp_end, kernels_f32
+from rnn_core._runtime cimport fp_begin, fp_end, kernels_f32, num_threads
 
 cnp.import_array()
 
 cdef enum:
-    # Multiply-adds of about 10 microseconds: a longer step may use more threads and lets go of the GIL.
-    MOST_WORK = 1 << 19
+    # Multiply-adds of about 10 microseconds: a longer step lets go of the GIL, and may use more threads if there are.
+    SHORT = 1 << 19
 
 
 cdef bint fits(object array, ptrdiff_t rows, ptrdiff_t columns, bint written) noexcept:
@@ -41,8 +41,11 @@ cdef class Stepper:
     cdef rc_gemm inputs
     cdef rc_step cell
     cdef rc_step second                # GRU_RESET_BEFORE's other phase
+    cdef char *h_prev                  # for a GRU, which reads whole vectors of h
     cdef char *h
     cdef char *c
+    cdef bint copies                   # h into h_prev
+    cdef bint busy                     # a thread without the GIL is using `memory`
 
     def __init__(self, list buffers, pack):
         self.buffers, self.pack, self.stamp, self.rows = buffers, pack, -1, -1
@@ -61,7 +64,9 @@ cdef class Stepper:
         self.weights = self.pack()
         cdef Direction *d = self.weights.directions
         cdef ptrdiff_t lanes = self.weights.kernels.lanes, units = whole(d.units, lanes), row = rc_row_size(&d.w, lanes)
-        self.memory = block(3 * padded(rows * units, 4) + padded(rows * row, 4))
+        self.memory = block(4 * padded(rows * units, 4) + padded(rows * row, 4))
+        self.h_prev = <char *>self.memory.take_zeros(rows * units * 4)
+        self.copies = d.cell >= RC_GRU and units != d.units
         self.h = <char *>self.memory.take(rows * units * 4)
         self.c = <char *>self.memory.take_zeros(rows * units * 4)
         cdef char *reset = <char *>self.memory.take_zeros(rows * units * 4)
@@ -84,15 +89,17 @@ cdef class Stepper:
         self.stamp, self.rows = stamp, rows
         return 0
 
-    cdef void run(self, const float *x, const float *h, const float *c, float *out_h, float *out_c) noexcept:
+    cdef void run(self, const float *x, const float *h, const float *c, float *out_h, float *out_c) noexcept nogil:
         cdef const rc_kernels *k = self.weights.kernels
         cdef Direction *d = self.weights.directions
         cdef ptrdiff_t m, units = d.units, stride = whole(units, k.lanes), size = units * sizeof(float)
         cdef unsigned control = fp_begin()
         self.inputs.a = rows_at(<void *>x, d.inputs)
-        self.cell.h_prev = rows_at(<void *>h, units)
-        if d.cell == RC_LSTM:
-            for m in range(self.rows):
+        self.cell.h_prev = rows_at(self.h_prev, stride) if self.copies else rows_at(<void *>h, units)
+        for m in range(self.rows):
+            if self.copies:
+                memcpy(self.h_prev + m * stride * sizeof(float), h + m * units, size)
+            if d.cell == RC_LSTM:
                 memcpy(self.c + m * stride * sizeof(float), c + m * units, size)
         k.gemm(&self.inputs)
         k.step(&self.cell)
@@ -111,20 +118,30 @@ cdef class Stepper:
         if not cnp.PyArray_CheckExact(x) or cnp.PyArray_NDIM(x) != 2:
             return False
         cdef ptrdiff_t rows = cnp.PyArray_DIM(x, 0)
+        if self.busy:
+            return False
         if self.rows != rows or self.stamp != self.versions():
             self.prepare(rows)
         cdef Direction *d = self.weights.directions
-        cdef bint lstm = d.cell == RC_LSTM, gru = d.cell >= RC_GRU
-        if self.weights.kernels != kernels_f32() or (gru and d.units % self.weights.kernels.lanes):
-            return False  # a GRU reads whole vectors of h
-        if rows * rc_row_size(&d.w, self.weights.kernels.lanes) * (d.inputs + d.units) > MOST_WORK:
+        cdef bint lstm = d.cell == RC_LSTM
+        cdef ptrdiff_t work = rows * rc_row_size(&d.w, self.weights.kernels.lanes) * (d.inputs + d.units)
+        if self.weights.kernels != kernels_f32() or (work > SHORT and num_threads() > 1):
             return False
         if not fits(x, rows, d.inputs, False) or not fits(h, rows, d.units, False) \
                 or not fits(out_h, rows, d.units, True):
             return False
         if lstm and not (fits(c, rows, d.units, False) and fits(out_c, rows, d.units, True)):
             return False
-        self.run(<float *>cnp.PyArray_DATA(x), <float *>cnp.PyArray_DATA(h),
-                 <float *>cnp.PyArray_DATA(c) if lstm else NULL, <float *>cnp.PyArray_DATA(out_h),
-                 <float *>cnp.PyArray_DATA(out_c) if lstm else NULL)
+        cdef float *from_x = <float *>cnp.PyArray_DATA(x)
+        cdef float *from_h = <float *>cnp.PyArray_DATA(h)
+        cdef float *from_c = <float *>cnp.PyArray_DATA(c) if lstm else NULL
+        cdef float *to_h = <float *>cnp.PyArray_DATA(out_h)
+        cdef float *to_c = <float *>cnp.PyArray_DATA(out_c) if lstm else NULL
+        if work <= SHORT:
+            self.run(from_x, from_h, from_c, to_h, to_c)
+            return True
+        self.busy = True
+        with nogil:
+            self.run(from_x, from_h, from_c, to_h, to_c)
+        self.busy = False
         return True
