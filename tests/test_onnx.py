@@ -202,6 +202,27 @@ BAD_MODELS = {
         lambda: model_of(lstm("", "L"), weights=[*plain_weights(), numpy_helper.from_array(np.int32([3]), "L")]),
         "sequence_lens is a constant",
     ),
+    "held state": (
+        lambda: model_of(
+            lstm("", "", "h"), weights=[*plain_weights(), numpy_helper.from_array(np.ones((1, 2, 4), np.float32), "h")]
+        ),
+        "initial state",
+    ),
+    "crossed states": (
+        lambda: model_of(
+            helper.make_node("Split", ["S"], ["b", "a"], axis=0, num_outputs=2),
+            helper.make_node("LSTM", ["X", "W", "R", "", "", "a"], ["Y"]),
+            helper.make_node("Squeeze", ["Y", "one"], ["Z"]),
+            helper.make_node("LSTM", ["Z", "W4", "R", "", "", "b"], ["Q"]),
+            weights=[
+                *plain_weights(W4=np.ones((1, 16, 4), np.float32)),
+                numpy_helper.from_array(np.array([1]), "one"),
+            ],
+            inputs=("X", "S"),
+            opset=18,
+        ),
+        "initial state",
+    ),
     "no stack": (lambda: model_of(lstm(), helper.make_node("LSTM", ["Y", "W", "R"], ["Z"])), "directions side by side"),
     "no recurrent node": (lambda: model_of(helper.make_node("Identity", ["X"], ["Y"])), "other operators: Identity"),
 }

@@ -42,13 +42,50 @@ def _split(inputs: list[Array], attributes: Mapping[str, Any]) -> list[Array]:
     return list(np.split(inputs[0], pieces, axis))
 
 
+def _unsqueeze(inputs: list[Array], attributes: Mapping[str, Any]) -> list[Array]:
+    axes = attributes["axes"] if len(inputs) == 1 else inputs[1].tolist()
+    return [np.expand_dims(inputs[0], tuple(axes))]
+
+
+def _slice(inputs: list[Array], attributes: Mapping[str, Any]) -> list[Array]:
+    x, given = inputs[0], inputs[1:] or [np.asarray(attributes[name]) for name in ("starts", "ends")]
+    starts, ends = given[:2]
+    axes = given[2] if len(given) > 2 else attributes.get("axes", range(len(starts)))
+    steps = given[3] if len(given) > 3 else [1] * len(starts)
+    cut: list[slice] = [slice(None)] * x.ndim
+    for axis, start, end, step in zip(axes, starts, ends, steps):
+        cut[int(axis)] = slice(int(start), int(end), int(step))
+    return [x[tuple(cut)]]
+
+
+def _filled(inputs: list[Array], attributes: Mapping[str, Any]) -> list[Array]:
+    value = files.tensor_array(attributes["value"], None) if "value" in attributes else np.zeros(1, np.float32)
+    return [np.full(inputs[0], value[0])]
+
+
+def _expand(inputs: list[Array], attributes: Mapping[str, Any]) -> list[Array]:
+    x, wanted = inputs
+    return [x * np.ones([int(n) for n in wanted], x.dtype)]
+
+
+def _shape(inputs: list[Array], attributes: Mapping[str, Any]) -> list[Array]:
+    return [np.array(inputs[0].shape[attributes.get("start", 0) : attributes.get("end")], np.int64)]
+
+
+# What exporters put around recurrent nodes: operators that move, cut and join, and sizes for zero states.
 GLUE: dict[str, Callable[[list[Array], Mapping[str, Any]], list[Array]]] = {
     "Concat": lambda inputs, attributes: [np.concatenate(inputs, attributes["axis"])],
+    "ConstantOfShape": _filled,
+    "Expand": _expand,
+    "Gather": lambda inputs, attributes: [np.take(inputs[0], inputs[1], attributes.get("axis", 0))],
     "Identity": lambda inputs, attributes: inputs,
     "Reshape": _reshape,
+    "Shape": _shape,
+    "Slice": _slice,
     "Split": _split,
     "Squeeze": _squeeze,
     "Transpose": lambda inputs, attributes: [inputs[0].transpose(attributes.get("perm"))],
+    "Unsqueeze": _unsqueeze,
 }
 
 
@@ -88,7 +125,7 @@ class Glue:
         inputs = [values[name] for name in self.proto.input if name]
         try:
             found = GLUE[self.op](inputs, self.attributes)
-        except (ValueError, IndexError, KeyError) as error:
+        except (ValueError, IndexError, KeyError, TypeError, MemoryError) as error:
             raise ValueError(f"{self.op} {list(self.proto.output)}: {error}") from None
         values.update(zip(self.proto.output, found))
 
@@ -111,6 +148,10 @@ class Graph:
                 self.steps.append(Glue(proto))
         self.inputs = [value.name for value in model.graph.input if value.name not in self.constants]
         self.outputs = [value.name for value in model.graph.output]
+        # What the model says of its inputs' sizes; None where it leaves one open.
+        self.shapes = {
+            value.name: [d.dim_value or None for d in value.type.tensor_type.shape.dim] for value in model.graph.input
+        }
         self._check_names()
 
     @property

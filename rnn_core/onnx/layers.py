@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from .graph import Glue, Graph, Node
 from .nodes import INPUTS, Recurrent, describe, weights_of
 
 Array = NDArray[Any]
+_PROBE = 1024  # the largest time and batch that a check tries; models with larger fixed sizes are refused
 _OPSET, _IR = 14, 8  # the first opset with `layout`, and its IR version
 
 
@@ -33,8 +35,9 @@ def load(source: str | os.PathLike[str] | bytes | onnx.ModelProto) -> Module:
     graph = Graph(*read_model(source))
     nodes = graph.nodes
     for node in nodes:
-        _refuse_constants(node, graph)
+        _check_constants(node, graph)
     _check_chain(graph)
+    _check_states(graph)
     first = nodes[0].spec
     for node in nodes[1:]:
         if _likeness(node.spec) != _likeness(first):
@@ -46,17 +49,52 @@ def _likeness(spec: Recurrent) -> dict[str, Any]:
     return {key: value for key, value in vars(spec).items() if key not in ("name", "hidden_size")}
 
 
-def _refuse_constants(node: Node, graph: Graph) -> None:
+def _check_constants(node: Node, graph: Graph) -> None:
+    """Weights are constants of the model, lengths are not."""
     for role, name in node.inputs.items():
-        constant = graph.constants.get(name)
-        if role in ("W", "R", "B", "P") and constant is None:
+        if role in ("W", "R", "B", "P") and name not in graph.constants:
             raise ValueError(
                 f"{node.spec.name}: expected {role} as a constant of the model; the backend runs such models"
             )
-        if constant is None or role not in ("sequence_lens", "initial_h", "initial_c"):
-            continue
-        if role == "sequence_lens" or constant.any():
-            raise ValueError(f"{node.spec.name}: {role} is a constant of the model, but an argument of a layer's call")
+        if role == "sequence_lens" and name not in graph.inputs:
+            raise ValueError(
+                f"{node.spec.name}: sequence_lens is a constant of the model, but an argument of a layer's call"
+            )
+
+
+def _probe_sizes(declared: list[int | None], layout: int) -> tuple[int, int]:
+    """A time and a batch for X: what the model says, where it fixes them."""
+    first, second = declared[:2] if len(declared) == 3 else (None, None)
+    T, B = (second, first) if layout else (first, second)
+    return min(T or 2, _PROBE), min(B or 3, _PROBE)
+
+
+def _check_states(graph: Graph) -> None:
+    """Tried on numbers: each node starts from zeros or from its part of an input, h and c of all levels one after the
+    other, as a layer's state has them."""
+    nodes, spec = graph.nodes, graph.nodes[0].spec
+    D, (width, H) = spec.directions, spec.sizes(nodes[0].weights(graph.constants))
+    at = spec.layout  # the axis of levels and directions in a state
+    T, B = _probe_sizes(graph.shapes[nodes[0].inputs["X"]], spec.layout)
+    stacked = np.moveaxis(np.arange(1.0, 1 + D * len(nodes) * B * H).reshape(D * len(nodes), B, H), 0, at)
+    values: dict[str, Array] = {**graph.constants, **dict.fromkeys(graph.inputs, stacked)}
+    values[nodes[0].inputs["X"]] = np.zeros((B, T, width) if spec.layout else (T, B, width))
+    y, h = ((B, T, D, H), (B, D, H)) if spec.layout else ((T, D, B, H), (D, B, H))
+    for step in graph.steps:
+        if isinstance(step, Node):  # its sizes matter here; that its values must not, NaN sees to
+            values.update((name, np.full(h if part else y, np.nan)) for part, name in enumerate(step.outputs))
+        elif all(name in values for name in step.proto.input if name):
+            with suppress(ValueError):  # what then is missing is found below
+                step.run(values)
+    for level, node in enumerate(nodes):
+        own = stacked.take(range(level * D, (level + 1) * D), at)
+        for name in (node.inputs.get(role) for role in ("initial_h", "initial_c")):
+            start = values.get(name) if name else None
+            if name and (start is None or (start.any() and not np.array_equal(start, own))):
+                raise ValueError(
+                    f"{node.spec.name}: expected zeros or its part of an input as the initial state, which is an "
+                    f"argument of a layer's call, got {name!r}; the backend runs such models"
+                )
 
 
 def _check_chain(graph: Graph) -> None:

@@ -128,3 +128,26 @@ def test_stacked_layers_under_onnx_runtime(op, tmp_path):
     np.testing.assert_allclose(Y.transpose(0, 2, 1, 3).reshape(y.shape), y, atol=1e-5)
     for a, b in zip(states, final if op == "LSTM" else (final,)):
         np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+@pytest.mark.parametrize("with_state", [False, True])
+@pytest.mark.parametrize("op", ["LSTM", "GRU", "RNN"])
+def test_what_torch_exports(op, with_state, tmp_path):
+    """torch computes zero states from the input's shape, and cuts a given state into levels."""
+    import warnings
+
+    module = getattr(torch.nn, op)(3, 4, 2, bidirectional=True).eval()
+    x, h = torch.randn(5, 2, 3), torch.randn(4, 2, 4)
+    state = ((h, h + 1) if op == "LSTM" else h,) if with_state else ()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(module, (x, *state), str(tmp_path / "m.onnx"), dynamo=False)
+    layer = load(tmp_path / "m.onnx")
+    for key, value in module.state_dict().items():
+        np.testing.assert_array_equal(layer.params[key], value.numpy())
+    with torch.no_grad():
+        want = module(x, *state)[0].numpy()
+    given = [(h.numpy(), h.numpy() + 1) if op == "LSTM" else h.numpy()] if with_state else []
+    np.testing.assert_allclose(layer(x.numpy(), *given)[0], want, atol=1e-5)
+    fed = [x.numpy(), *(given[0] if with_state and op == "LSTM" else given)]
+    np.testing.assert_allclose(backend.run_model(onnx.load(str(tmp_path / "m.onnx")), fed)[0], want, atol=1e-5)
