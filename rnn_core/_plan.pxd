@@ -116,3 +116,18 @@ cdef class Weights:
     cdef int need_backward(self) except -1
 
 cdef Weights pack(const rc_kernels *kernels, int cell, list sizes, list arrays)
+
+# Layouts of the caller's arrays.
+cdef enum:
+    TIME_MAJOR, BATCH_FIRST, CONCATENATED, PACKED
+
+cdef size_t batch_bytes(ptrdiff_t steps, ptrdiff_t rows) except? 0
+cdef int plan_batch(Batch *b, Block memory, ptrdiff_t steps, ptrdiff_t rows, object lengths) except -1
+cdef View user_view(Block memory, const Batch *b, object array, int layout, ptrdiff_t width, ptrdiff_t column,
+                    ptrdiff_t steps, object offsets, size_t itemsize) except *
+cdef View compact_view(void *base, ptrdiff_t width, ptrdiff_t column, size_t itemsize) noexcept nogil
+cdef void load_state(const Batch *b, char *to, ptrdiff_t stride, const char *source, ptrdiff_t width,
+                     size_t itemsize) noexcept nogil
+cdef void store_state(const Batch *b, char *to, const char *source, ptrdiff_t stride, ptrdiff_t width,
+                      size_t itemsize) noexcept nogil
+cdef char *part_of(object array, ptrdiff_t index, ptrdiff_t size, size_t itemsize) noexcept

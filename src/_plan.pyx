@@ -1,7 +1,7 @@
 """Packed weights, the order of a ragged batch, teams of threads, and memory: what the time loops are planned with."""
 
 from libc.stdlib cimport calloc, free
-from libc.string cimport memset
+from libc.string cimport memcpy, memset
 from posix.stdlib cimport posix_memalign
 
 import numpy as np
@@ -242,3 +242,96 @@ cdef Weights pack(const rc_kernels *kernels, int cell, list sizes, list arrays):
         set_shapes(d)
         weights.pack_forward(d, arrays[i])
     return weights
+
+
+# ------------------------------------------------------------------------------------------------- batches and rows
+
+cdef size_t batch_bytes(ptrdiff_t steps, ptrdiff_t rows) except? 0:
+    return 2 * padded(steps + 1, sizeof(ptrdiff_t)) + 2 * padded(rows, sizeof(ptrdiff_t))
+
+
+cdef int plan_batch(Batch *b, Block memory, ptrdiff_t steps, ptrdiff_t rows, object lengths) except -1:
+    """Sort by length, longest first, and count who runs when. `steps` becomes the longest length."""
+    cdef cnp.int64_t[::1] order, length
+    cdef ptrdiff_t t, m
+    b.rows = rows
+    b.active = <ptrdiff_t *>memory.take((steps + 1) * sizeof(ptrdiff_t))
+    b.first = <ptrdiff_t *>memory.take((steps + 1) * sizeof(ptrdiff_t))
+    b.order = <ptrdiff_t *>memory.take(rows * sizeof(ptrdiff_t))
+    b.length = <ptrdiff_t *>memory.take(rows * sizeof(ptrdiff_t))
+    b.steps = steps if rows else 0
+    if lengths is None:
+        for m in range(rows):
+            b.order[m], b.length[m] = m, steps
+    else:
+        order = np.argsort(-lengths, kind="stable")
+        length = lengths
+        for m in range(rows):
+            b.order[m] = order[m]
+            b.length[m] = length[order[m]]
+        b.steps = b.length[0] if rows else 0
+    m = rows
+    b.first[0] = 0
+    for t in range(b.steps):
+        while b.length[m - 1] <= t:
+            m -= 1
+        b.active[t] = m
+        b.first[t + 1] = b.first[t] + m
+    return 0
+
+
+cdef View user_view(Block memory, const Batch *b, object array, int layout, ptrdiff_t width, ptrdiff_t column,
+                    ptrdiff_t steps, object offsets, size_t itemsize) except *:
+    """The caller's array as rows of tokens; `column` starts this direction's part of a row of `width`."""
+    cdef View v
+    cdef ptrdiff_t m, begin, row = width * <ptrdiff_t>itemsize
+    cdef char *data
+    cdef const cnp.int64_t[::1] starts
+    memset(&v, 0, sizeof(View))
+    if array is None:
+        return v
+    if layout == PACKED:
+        return compact_view(cnp.PyArray_DATA(array), width, column, itemsize)
+    data = <char *>cnp.PyArray_DATA(array) + column * itemsize
+    v.sequence = <char **>memory.take(b.rows * sizeof(char *))
+    v.step = b.rows * row if layout == TIME_MAJOR else row
+    if layout == CONCATENATED:
+        starts = offsets
+    for m in range(b.rows):
+        begin = b.order[m]
+        if layout == BATCH_FIRST:
+            begin *= steps
+        elif layout == CONCATENATED:
+            begin = starts[begin]
+        v.sequence[m] = data + begin * row
+    return v
+
+
+cdef View compact_view(void *base, ptrdiff_t width, ptrdiff_t column, size_t itemsize) noexcept nogil:
+    cdef View v
+    v.sequence, v.step, v.origin = NULL, 0, 0
+    v.row = width * <ptrdiff_t>itemsize
+    v.base = NULL if base == NULL else <char *>base + column * itemsize
+    return v
+
+
+cdef void load_state(const Batch *b, char *to, ptrdiff_t stride, const char *source, ptrdiff_t width,
+                     size_t itemsize) noexcept nogil:
+    """Rows in the caller's order (or zeros where source is NULL) to sorted, padded rows."""
+    cdef ptrdiff_t m
+    memset(to, 0, b.rows * stride * itemsize)
+    if source != NULL:
+        for m in range(b.rows):
+            memcpy(to + m * stride * itemsize, source + b.order[m] * width * itemsize, width * itemsize)
+
+
+cdef void store_state(const Batch *b, char *to, const char *source, ptrdiff_t stride, ptrdiff_t width,
+                      size_t itemsize) noexcept nogil:
+    cdef ptrdiff_t m
+    for m in range(b.rows):
+        memcpy(to + b.order[m] * width * itemsize, source + m * stride * itemsize, width * itemsize)
+
+
+cdef char *part_of(object array, ptrdiff_t index, ptrdiff_t size, size_t itemsize) noexcept:
+    """Element `index` of an array of parts of `size` elements; NULL where there is no array."""
+    return NULL if array is None else <char *>cnp.PyArray_DATA(array) + index * size * <ptrdiff_t>itemsize

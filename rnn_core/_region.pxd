@@ -1,0 +1,30 @@
+# One call of the engine, seen by all of its threads.
+
+from rnn_core._backward cimport BackPass
+from rnn_core._forward cimport Pass
+from rnn_core._kernels cimport *
+from rnn_core._plan cimport Batch, View, rc_stop
+from rnn_core._runtime cimport rc_barrier
+
+ctypedef void (*task)(void *, int, int) noexcept nogil
+
+cdef struct Call:
+    # One forward or backward call, seen by all of its threads.
+    const rc_kernels *kernels
+    Batch *batch
+    int layers, directions
+    ptrdiff_t chunk
+    Pass *passes
+    BackPass *back
+    bint units                         # threads share out hidden units, else sequences
+    void **pointers                    # a part for each thread
+    ptrdiff_t pointers_each
+    View *masks                        # (layers - 1) dropout masks, or NULL
+    rc_stop stop
+    rc_stop team_stop[3]               # of all threads, and of those of each direction
+    rc_barrier barrier[3]
+
+cdef void forward_task(void *context, int rank, int size) noexcept nogil
+cdef void backward_task(void *context, int rank, int size) noexcept nogil
+# Run `work` on up to `threads` threads; `multiplications` tells whether it is worth letting go of the GIL.
+cdef int run_call(Call *call, task work, int threads, double multiplications) except -1

@@ -1,0 +1,138 @@
+"""The parallel region: one call is one region, in which every thread walks through layers, directions and time."""
+
+from rnn_core._backward cimport BackPass, backward_pass
+from rnn_core._forward cimport Pass, forward_span
+from rnn_core._kernels cimport *
+from rnn_core._plan cimport Batch, Team, View, meet, rc_stop_asked, rc_stop_init, share, token
+from rnn_core._runtime cimport barrier_init, fp_begin, fp_end, raise_pending, run_prepared
+
+cdef enum:
+    # Multiply-adds of about 10 microseconds: a shorter call keeps the GIL.
+    WORTH_RELEASING = 1 << 19
+
+
+cdef Team make_team(Call *call, int which, int rank, int size, bint leader) noexcept nogil:
+    cdef Team t
+    t.rank, t.size, t.leader, t.units = rank, size, leader, call.units and size > 1
+    t.barrier, t.stop, t.call = &call.barrier[which], &call.team_stop[which], &call.stop
+    t.count, t.tick = 0, 0
+    return t
+
+
+cdef int prepare_teams(Call *call, int rank, int size, Team *all, Team *own, int *direction) noexcept nogil:
+    """The team of all threads, and the one for a direction of its own where there are two for at least two threads.
+    Rank 0 makes the barriers before run() starts the others. Returns how many directions a thread walks through."""
+    cdef int half = (size + 1) // 2
+    all[0] = make_team(call, 0, rank, size, rank == 0)
+    own[0] = all[0]
+    direction[0] = 0
+    if call.directions == 2 and size > 1:
+        direction[0] = rank >= half
+        own[0] = make_team(call, 1 + direction[0], rank - half if rank >= half else rank,
+                           size - half if rank >= half else half, rank == 0)
+        return 1
+    return call.directions
+
+
+cdef void start_teams(Call *call, int size) noexcept nogil:
+    cdef int i
+    cdef int sizes[3]
+    sizes[0], sizes[1] = size, (size + 1) // 2
+    sizes[2] = max(size - sizes[1], 1)
+    rc_stop_init(&call.stop)
+    for i in range(3 if size > 1 else 0):
+        rc_stop_init(&call.team_stop[i])
+        barrier_init(&call.barrier[i], sizes[i])
+
+
+cdef void apply_mask(const rc_kernels *k, const Batch *b, const View *mask, const View *x, const View *to, ptrdiff_t n,
+                     ptrdiff_t begin, ptrdiff_t end, const Team *team) noexcept nogil:
+    """to <- mask * x in rows of n elements, for the tokens of steps [begin, end); `to` may be x."""
+    cdef ptrdiff_t t, m, i
+    cdef char *row
+    cdef char *factor
+    cdef char *result
+    share(end - begin, team.rank, team.size, &t, &m)
+    end, begin = begin + m, begin + t
+    for t in range(begin, end):
+        for m in range(b.active[t]):
+            factor, row, result = token(mask, b, t, m), token(x, b, t, m), token(to, b, t, m)
+            for i in range(n):
+                if k.itemsize == 4:
+                    (<float *>result)[i] = (<float *>factor)[i] * (<float *>row)[i]
+                else:
+                    (<double *>result)[i] = (<double *>factor)[i] * (<double *>row)[i]
+
+
+cdef void forward_task(void *context, int rank, int size) noexcept nogil:
+    cdef Call *call = <Call *>context
+    cdef Batch *b = call.batch
+    cdef Team all, own
+    cdef Pass *p
+    cdef int layer, i, first, own_directions = prepare_teams(call, rank, size, &all, &own, &first)
+    cdef ptrdiff_t begin, end, span = call.chunk if call.directions == 1 else b.steps
+    cdef void **pointers = call.pointers + rank * call.pointers_each
+    begin = 0
+    while begin < b.steps:
+        end = min(begin + span, b.steps)
+        for layer in range(call.layers):
+            for i in range(own_directions):
+                p = &call.passes[layer * call.directions + first + i]
+                if layer + 1 < call.layers and p.saved == NULL and call.directions == 1:
+                    p.y.origin = b.first[begin]     # inference keeps one span of an inner layer's outputs
+                if layer and p.x.sequence == NULL and p.saved == NULL and call.directions == 1:
+                    p.x.origin = b.first[begin]
+                forward_span(p, b, &own, begin, end, call.chunk, pointers)
+            if meet(&all):
+                return
+            if call.masks != NULL and layer + 1 < call.layers:
+                p = &call.passes[layer * call.directions]
+                apply_mask(call.kernels, b, &call.masks[layer], &p.y, &call.passes[(layer + 1) * call.directions].x,
+                           call.directions * p.d.out, begin, end, &all)
+                if meet(&all):
+                    return
+        begin = end
+
+
+cdef void backward_task(void *context, int rank, int size) noexcept nogil:
+    cdef Call *call = <Call *>context
+    cdef Batch *b = call.batch
+    cdef Team all = make_team(call, 0, rank, size, rank == 0)
+    cdef BackPass *p
+    cdef int layer, d
+    cdef void **pointers = call.pointers + rank * call.pointers_each
+    for layer in range(call.layers - 1, -1, -1):
+        for d in range(call.directions):
+            p = &call.back[layer * call.directions + d]
+            if backward_pass(p, b, &all, call.chunk, pointers):
+                return
+        if call.masks != NULL and layer:
+            p = &call.back[layer * call.directions]
+            apply_mask(call.kernels, b, &call.masks[layer - 1], &p.dx, &p.dx, p.d.inputs, 0, b.steps, &all)
+            if meet(&all):
+                return
+
+
+cdef void prepare_call(void *context, int size) noexcept nogil:
+    start_teams(<Call *>context, size)
+
+
+cdef void run_team(Call *call, task work, int threads) noexcept nogil:
+    """The call on up to `threads` threads; float32 flushes denormals to zero."""
+    cdef bint single = call.kernels.itemsize == 4
+    cdef unsigned control = fp_begin() if single else 0
+    run_prepared(prepare_call, work, call, threads)
+    if single:
+        fp_end(control)
+
+
+cdef int run_call(Call *call, task work, int threads, double multiplications) except -1:
+    """The whole call, without the GIL unless it is over before another thread could make use of it."""
+    if multiplications < WORTH_RELEASING:
+        run_team(call, work, threads)
+    else:
+        with nogil:
+            run_team(call, work, threads)
+    if rc_stop_asked(&call.stop):
+        return raise_pending()
+    return 0
