@@ -55,6 +55,15 @@ def test_large(kind, I, H):
         check(Case.random(kind, H, input_size=I, hidden_size=H, num_layers=1, proj_size=projection, T=3, B=B))
 
 
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("kind, proj", [*((kind, 0) for kind in KINDS), ("lstm", 7)])
+def test_several_chunks(kind, proj, bidirectional):
+    """More tokens than the weight gradients are summed over at once, all rows of a length and ragged."""
+    sizes = {"input_size": 6, "hidden_size": 20, "proj_size": proj, "bidirectional": bidirectional, "T": 45, "B": 18}
+    for lengths in (None, tuple(int(n) for n in np.random.default_rng(18).integers(0, 46, 18))):
+        check(Case.random(kind, 18, **sizes, num_layers=2, lengths=lengths))
+
+
 @pytest.mark.parametrize("kind, proj", [*((kind, 0) for kind in KINDS), ("lstm", 2)])
 def test_central_differences(kind, proj):
     case = Case.random(

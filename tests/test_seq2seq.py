@@ -64,8 +64,12 @@ def test_gradients_are_the_central_differences(case):
 
 
 def test_shared_vocabulary_has_one_table():
-    model = Seq2Seq(Encoder(9, 5, 6, dtype="float64", seed=1), Decoder(9, 5, 6, memory_size=6, dtype="float64", seed=2,
-                                                                       tied=True), shared_vocabulary=True, seed=3)
+    model = Seq2Seq(
+        Encoder(9, 5, 6, dtype="float64", seed=1),
+        Decoder(9, 5, 6, memory_size=6, dtype="float64", seed=2, tied=True),
+        shared_vocabulary=True,
+        seed=3,
+    )
     outputs = model.teacher(TARGETS)[1]
     assert not any("embedding" in key and key != "encoder.embedding.weight" for key in model.params)
     model.learn(SOURCES, TARGETS)
@@ -130,21 +134,24 @@ def test_copies_and_configurations_give_the_same_model():
     assert np.array_equal(model(SOURCES, TARGETS).values, expected)
 
 
-@pytest.mark.parametrize("call, words", [
-    (lambda: build()([[]], [[1]]), "sources: expected at least 1 token"),
-    (lambda: build()([[7]], [[1]]), "sources: expected 0 to 6, got 7"),
-    (lambda: build()([[1]], [[9]]), "targets: expected 0 to 8, got 9"),
-    (lambda: build()([[1]], [[1], [2]]), "targets: expected 1 as the sources, got 2"),
-    (lambda: build({"bidirectional": True}, {"attention": "dot"}), "use 'general'"),
-    (lambda: build(decoder={"attention": "best"}), "expected one of .*'additive'"),
-    (lambda: build({"cell": "elman"}), "cell: expected one of"),
-    (lambda: build(decoder={"memory_size": 5}), "memory_size: expected 6"),
-    (lambda: build(decoder={"attention": None, "input_feeding": True}), "input_feeding"),
-    (lambda: build(decoder={"tied": True, "attention_size": 9}), "attention_size"),
-    (lambda: build(decoder={"end_token": 9}), "end"),
-    (lambda: Seq2Seq(None, Decoder(9, 5, 6, memory_size=6)), "without an encoder"),
-    (lambda: build(model={"bridge": "none"}), "bridge"),
-])
+@pytest.mark.parametrize(
+    "call, words",
+    [
+        (lambda: build()([[]], [[1]]), "sources: expected at least 1 token"),
+        (lambda: build()([[7]], [[1]]), "sources: expected 0 to 6, got 7"),
+        (lambda: build()([[1]], [[9]]), "targets: expected 0 to 8, got 9"),
+        (lambda: build()([[1]], [[1], [2]]), "targets: expected 1 as the sources, got 2"),
+        (lambda: build({"bidirectional": True}, {"attention": "dot"}), "use 'general'"),
+        (lambda: build(decoder={"attention": "best"}), "expected one of .*'additive'"),
+        (lambda: build({"cell": "elman"}), "cell: expected one of"),
+        (lambda: build(decoder={"memory_size": 5}), "memory_size: expected 6"),
+        (lambda: build(decoder={"attention": None, "input_feeding": True}), "input_feeding"),
+        (lambda: build(decoder={"tied": True, "attention_size": 9}), "attention_size"),
+        (lambda: build(decoder={"end_token": 9}), "end"),
+        (lambda: Seq2Seq(None, Decoder(9, 5, 6, memory_size=6)), "without an encoder"),
+        (lambda: build(model={"bridge": "none"}), "bridge"),
+    ],
+)
 def test_bad_input_says_what_was_expected(call, words):
     with pytest.raises(ValueError, match=words):
         call()

@@ -19,8 +19,9 @@ SOURCES = [[1, 2, 3], [4, 5], [6, 0, 1, 2, 3], [2]]
 def build(attention="general", dtype="float64", cell="gru", sharp=4.0, **decoder):
     """A random model whose output layer is made sharper, so that hypotheses end early and scores differ."""
     first = Encoder(7, 4, 6, dtype=dtype, seed=1, cell=cell)
-    second = Decoder(VOCABULARY, 5, 6, attention=attention, memory_size=6, unk_token=UNK, dtype=dtype, seed=5,
-                     cell=cell, **decoder)
+    second = Decoder(
+        VOCABULARY, 5, 6, attention=attention, memory_size=6, unk_token=UNK, dtype=dtype, seed=5, cell=cell, **decoder
+    )
     model = Seq2Seq(first, second, seed=3)
     model.assign("decoder.output.weight", model.params["decoder.output.weight"] * sharp)
     model.assign("decoder.output.bias", np.arange(VOCABULARY) % 3 * 0.2 + (np.arange(VOCABULARY) == END) * 1.5)
@@ -34,8 +35,17 @@ def next_logits(model, source, said):
     return model([source], [said]).values[len(said)].astype(np.float64)
 
 
-def restricted(logits, said, repetition_penalty=1.0, no_repeat_ngram_size=0, suppress_sequences=(), disable_unk=False,
-               min_decoding_length=1, ends=(END,), **_):
+def restricted(
+    logits,
+    said,
+    repetition_penalty=1.0,
+    no_repeat_ngram_size=0,
+    suppress_sequences=(),
+    disable_unk=False,
+    min_decoding_length=1,
+    ends=(END,),
+    **_,
+):
     """log-probabilities after what the options forbid."""
     x, n = logits.copy(), no_repeat_ngram_size
     for token in set(said):
@@ -54,8 +64,18 @@ def restricted(logits, said, repetition_penalty=1.0, no_repeat_ngram_size=0, sup
     return x - top - math.log(np.exp(x - top).sum())
 
 
-def beam_search(model, source, beam_size, patience=1.0, num_hypotheses=1, length_penalty=1.0, max_decoding_length=6,
-                prefix=(), ends=(END,), **options):
+def beam_search(
+    model,
+    source,
+    beam_size,
+    patience=1.0,
+    num_hypotheses=1,
+    length_penalty=1.0,
+    max_decoding_length=6,
+    prefix=(),
+    ends=(END,),
+    **options,
+):
     """[(score, tokens)] best first: CTranslate2's search, one sentence, lists."""
     beams, done = [(0.0, list(prefix))], []
     top_finished = False
@@ -105,19 +125,22 @@ def test_beam_search_is_the_reference(attention, cell):
             agree(model, source, result, beam_size=beam, num_hypotheses=beam)
 
 
-@pytest.mark.parametrize("options", [
-    {"length_penalty": 0.0},
-    {"length_penalty": 2.5},
-    {"patience": 2.0},
-    {"repetition_penalty": 1.8},
-    {"no_repeat_ngram_size": 1},
-    {"no_repeat_ngram_size": 2},
-    {"min_decoding_length": 4},
-    {"min_decoding_length": 0},
-    {"max_decoding_length": 1},
-    {"disable_unk": True},
-    {"suppress_sequences": [[7], [3, 4], [5, 5]]},
-])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"length_penalty": 0.0},
+        {"length_penalty": 2.5},
+        {"patience": 2.0},
+        {"repetition_penalty": 1.8},
+        {"no_repeat_ngram_size": 1},
+        {"no_repeat_ngram_size": 2},
+        {"min_decoding_length": 4},
+        {"min_decoding_length": 0},
+        {"max_decoding_length": 1},
+        {"disable_unk": True},
+        {"suppress_sequences": [[7], [3, 4], [5, 5]]},
+    ],
+)
 def test_each_option_is_the_reference_and_changes_something(options):
     model = build(sharp=3.0)
     wide = {"beam_size": 3, "num_hypotheses": 3, "max_decoding_length": 6}
@@ -134,10 +157,12 @@ def test_a_beam_of_everything_finds_the_best_of_all():
     for source in SOURCES[:2]:
         best = max(
             (sum_log(model, source, said, complete) / (len(said) + complete), list(said))
-            for length in range(1, 4) for said in itertools.product(ordinary, repeat=length)
-            for complete in {length < 3, False} if complete or length == 3
+            for length in range(1, 4)
+            for said in itertools.product(ordinary, repeat=length)
+            for complete in {length < 3, False}
+            if complete or length == 3
         )
-        result, = model.decode([source], beam_size=VOCABULARY**3, max_decoding_length=3, return_scores=True)
+        (result,) = model.decode([source], beam_size=VOCABULARY**3, max_decoding_length=3, return_scores=True)
         assert result.tokens == best[1]
         assert abs(result.scores[0] - best[0]) < 1e-9
 
@@ -152,10 +177,14 @@ def sum_log(model, source, said, complete):
 # ---- the same in any company ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("options", [
-    {"beam_size": 1}, {"beam_size": 4, "num_hypotheses": 4, "coverage_penalty": 0.3, "return_attention": True},
-    {"beam_size": 1, "sampling_topk": 0, "num_hypotheses": 3, "seed": 1},
-])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"beam_size": 1},
+        {"beam_size": 4, "num_hypotheses": 4, "coverage_penalty": 0.3, "return_attention": True},
+        {"beam_size": 1, "sampling_topk": 0, "num_hypotheses": 3, "seed": 1},
+    ],
+)
 def test_a_sentence_alone_and_in_any_batch(options, threads):
     model = build("general", "float32", sharp=2.0)
     rng = np.random.default_rng(0)
@@ -163,16 +192,20 @@ def test_a_sentence_alone_and_in_any_batch(options, threads):
     together = model.decode(sources, max_decoding_length=9, return_scores=True, **options)
     threads(1)
     for some in (sources, sources[::-1]):
-        assert same(model.decode(some, max_decoding_length=9, return_scores=True, **options),
-                    together if some is sources else together[::-1])
+        assert same(
+            model.decode(some, max_decoding_length=9, return_scores=True, **options),
+            together if some is sources else together[::-1],
+        )
     threads(2)
     for i in (0, 7, 29):
         assert same(model.decode([sources[i]], max_decoding_length=9, return_scores=True, **options), [together[i]])
 
 
 def same(a, b):
-    return all(x.hypotheses == y.hypotheses and x.scores == y.scores and
-               all(map(np.array_equal, x.attention, y.attention)) for x, y in zip(a, b, strict=True))
+    return all(
+        x.hypotheses == y.hypotheses and x.scores == y.scores and all(map(np.array_equal, x.attention, y.attention))
+        for x, y in zip(a, b, strict=True)
+    )
 
 
 def test_many_sentences_go_through_in_parts(monkeypatch):
@@ -188,8 +221,15 @@ def test_a_large_vocabulary_in_float32():
     """Blocks of logits, and top-k without sorting: against NumPy."""
     first = Encoder(7, 4, 16, seed=1)
     model = Seq2Seq(first, Decoder(5000, 8, 16, memory_size=16, seed=2), seed=3)
-    results = model.decode(SOURCES * 20, beam_size=3, max_decoding_length=3, return_scores=True, length_penalty=0,
-                           min_decoding_length=3, num_hypotheses=3)
+    results = model.decode(
+        SOURCES * 20,
+        beam_size=3,
+        max_decoding_length=3,
+        return_scores=True,
+        length_penalty=0,
+        min_decoding_length=3,
+        num_hypotheses=3,
+    )
     for source, result in zip(SOURCES, results):
         beams = [(0.0, [])]
         for _ in range(3):
@@ -220,8 +260,9 @@ def greedy(model, source, prefix=(), most=8, ends=(END,)):
 def test_greedy_is_the_reference_with_scores_and_without():
     model = build(sharp=3.0)
     plain = model.decode(SOURCES, beam_size=1, max_decoding_length=8)
-    scored = model.decode(SOURCES, beam_size=1, max_decoding_length=8, return_scores=True, length_penalty=0,
-                          min_decoding_length=0)
+    scored = model.decode(
+        SOURCES, beam_size=1, max_decoding_length=8, return_scores=True, length_penalty=0, min_decoding_length=0
+    )
     assert [r.tokens for r in plain] == [greedy(model, source) for source in SOURCES]
     assert plain[0].scores == []
     for source, result in zip(SOURCES, scored):
@@ -248,8 +289,9 @@ def test_several_end_tokens():
     ends = (END, 5, 7)
     results = model.decode(SOURCES, beam_size=1, end_token=ends, max_decoding_length=8)
     assert [r.tokens for r in results] == [greedy(model, source, ends=ends) for source in SOURCES]
-    for source, result in zip(SOURCES, model.decode(SOURCES, beam_size=3, end_token=ends, max_decoding_length=6,
-                                                    return_scores=True)):
+    for source, result in zip(
+        SOURCES, model.decode(SOURCES, beam_size=3, end_token=ends, max_decoding_length=6, return_scores=True)
+    ):
         agree(model, source, result, beam_size=3, ends=ends)
     other = model.decode(SOURCES, beam_size=1, max_decoding_length=8)
     assert [r.tokens for r in results] != [r.tokens for r in other]
@@ -270,11 +312,18 @@ def test_attention_is_that_of_the_teacher(attention, beam):
 
 def test_coverage_penalty_is_added():
     model = build(sharp=2.0)
-    options = {"beam_size": 4, "num_hypotheses": 4, "max_decoding_length": 5, "return_scores": True,
-               "return_attention": True}
-    plain = {tuple(h): s for h, s in zip(*(getattr(model.decode([SOURCES[2]], **options)[0], n)
-                                           for n in ("hypotheses", "scores")))}
-    result, = model.decode([SOURCES[2]], coverage_penalty=0.7, **options)
+    options = {
+        "beam_size": 4,
+        "num_hypotheses": 4,
+        "max_decoding_length": 5,
+        "return_scores": True,
+        "return_attention": True,
+    }
+    plain = {
+        tuple(h): s
+        for h, s in zip(*(getattr(model.decode([SOURCES[2]], **options)[0], n) for n in ("hypotheses", "scores")))
+    }
+    (result,) = model.decode([SOURCES[2]], coverage_penalty=0.7, **options)
     for tokens, score in zip(result.hypotheses, result.scores):
         said = model.encode([SOURCES[2]])
         inputs, _ = model.teacher([tokens])
@@ -289,7 +338,7 @@ def test_coverage_penalty_is_added():
 
 
 def first_tokens(model, n=4000, **options):
-    result, = model.decode([SOURCES[0]], beam_size=1, num_hypotheses=n, max_decoding_length=1, seed=7, **options)
+    (result,) = model.decode([SOURCES[0]], beam_size=1, num_hypotheses=n, max_decoding_length=1, seed=7, **options)
     return np.bincount([h[0] for h in result.hypotheses], minlength=VOCABULARY) / n
 
 
@@ -314,8 +363,10 @@ def test_top_p_draws_from_the_fewest():
 
 def test_seeds_change_samples_and_repeat_them():
     model = build(dtype="float32", sharp=1.0)
-    a, b, c = (model.decode(SOURCES, beam_size=1, sampling_topk=0, seed=s, max_decoding_length=8, return_scores=True)
-               for s in (1, 1, 2))
+    a, b, c = (
+        model.decode(SOURCES, beam_size=1, sampling_topk=0, seed=s, max_decoding_length=8, return_scores=True)
+        for s in (1, 1, 2)
+    )
     assert same(a, b) and not same(a, c)
 
 
@@ -331,8 +382,9 @@ def test_callback_sees_every_token_and_stops():
         assert [step.token_id for step in mine if step.token_id != END] == result.tokens
         assert [step.is_last for step in mine] == [False] * (len(mine) - 1) + [True]
         assert [step.step for step in mine] == list(range(len(mine)))
-    stopped = model.decode(SOURCES[:1], beam_size=1, max_decoding_length=200, min_decoding_length=100,
-                           callback=lambda step: step.step == 4)
+    stopped = model.decode(
+        SOURCES[:1], beam_size=1, max_decoding_length=200, min_decoding_length=100, callback=lambda step: step.step == 4
+    )
     assert len(stopped[0].tokens) == 5
 
 
@@ -369,24 +421,27 @@ def test_sampled_inputs_mix_the_truth_with_what_the_model_says():
     assert np.isfinite(model.learn(sources, goals, inputs=mixed))
 
 
-@pytest.mark.parametrize("options, words", [
-    ({"beam_size": 0}, "beam_size"),
-    ({"beam_size": 2, "num_hypotheses": 3}, "num_hypotheses: expected at most beam_size 2"),
-    ({"sampling_topk": 0, "beam_size": 2}, "sampling expects beam_size=1"),
-    ({"sampling_topp": 0.5}, "sampling_topk other than 1"),
-    ({"sampling_topk": 3, "beam_size": 1, "sampling_topp": 0.0}, "sampling_topp"),
-    ({"sampling_topk": 3, "beam_size": 1, "sampling_temperature": 0.0}, "sampling_temperature"),
-    ({"min_decoding_length": 9, "max_decoding_length": 8}, "min_decoding_length"),
-    ({"target_prefix": [[3]]}, "expected one for each of 4"),
-    ({"target_prefix": [[3] * 9] * 4, "max_decoding_length": 8}, "at most max_decoding_length 8 tokens, got 9"),
-    ({"target_prefix": [[END]] * 4}, "no end token"),
-    ({"target_prefix": [[8]] * 4}, "expected 0 to 7, got 8"),
-    ({"suppress_sequences": [[]]}, "suppress_sequences"),
-    ({"end_token": 8}, "end_token"),
-    ({"patience": 0.0}, "patience"),
-    ({"callback": print}, "callback"),
-    ({"repetition_penalty": -1.0}, "repetition_penalty"),
-])
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ({"beam_size": 0}, "beam_size"),
+        ({"beam_size": 2, "num_hypotheses": 3}, "num_hypotheses: expected at most beam_size 2"),
+        ({"sampling_topk": 0, "beam_size": 2}, "sampling expects beam_size=1"),
+        ({"sampling_topp": 0.5}, "sampling_topk other than 1"),
+        ({"sampling_topk": 3, "beam_size": 1, "sampling_topp": 0.0}, "sampling_topp"),
+        ({"sampling_topk": 3, "beam_size": 1, "sampling_temperature": 0.0}, "sampling_temperature"),
+        ({"min_decoding_length": 9, "max_decoding_length": 8}, "min_decoding_length"),
+        ({"target_prefix": [[3]]}, "expected one for each of 4"),
+        ({"target_prefix": [[3] * 9] * 4, "max_decoding_length": 8}, "at most max_decoding_length 8 tokens, got 9"),
+        ({"target_prefix": [[END]] * 4}, "no end token"),
+        ({"target_prefix": [[8]] * 4}, "expected 0 to 7, got 8"),
+        ({"suppress_sequences": [[]]}, "suppress_sequences"),
+        ({"end_token": 8}, "end_token"),
+        ({"patience": 0.0}, "patience"),
+        ({"callback": print}, "callback"),
+        ({"repetition_penalty": -1.0}, "repetition_penalty"),
+    ],
+)
 def test_bad_options(options, words):
     with pytest.raises(ValueError, match=words):
         build().decode(SOURCES, **options)

@@ -91,10 +91,16 @@ def test_a_resumed_run_is_the_same_run(tmp_path, average):
     assert len((tmp_path / "parts.csv").read_text().splitlines()) == 5
 
 
-@pytest.mark.parametrize("options, words", [
-    ({}, "either epochs or minutes"), ({"epochs": 1, "minutes": 1}, "either epochs or minutes"),
-    ({"epochs": 0}, "epochs"), ({"epochs": 1, "sampling": 2}, "sampling"), ({"epochs": 1, "lr": -1}, "lr"),
-])
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ({}, "either epochs or minutes"),
+        ({"epochs": 1, "minutes": 1}, "either epochs or minutes"),
+        ({"epochs": 0}, "epochs"),
+        ({"epochs": 1, "sampling": 2}, "sampling"),
+        ({"epochs": 1, "lr": -1}, "lr"),
+    ],
+)
 def test_bad_options(options, words):
     with pytest.raises(ValueError, match=words):
         TrainOptions(**options)
@@ -112,8 +118,9 @@ def test_vocabularies_cut_and_join():
     assert Vocabulary.of("symbols", ["AH0 B"]).encode("B AH0") == [4, 3]
 
 
-@pytest.mark.parametrize("text, words", [("a\tb\nc d\n", "line 2: expected a source, a tab"), ("\n", "got none"),
-                                         ("\tb\n", "line 1")])
+@pytest.mark.parametrize(
+    "text, words", [("a\tb\nc d\n", "line 2: expected a source, a tab"), ("\n", "got none"), ("\tb\n", "line 1")]
+)
 def test_bad_pairs(tmp_path, text, words):
     (tmp_path / "pairs.tsv").write_text(text)
     with pytest.raises(ValueError, match=words):
