@@ -10,6 +10,7 @@ cdef struct BackPass:
     bint reverse
     bint need_dx, add_dx           # whether dx is wanted, and whether to add to what the other direction left there
     View x, y, dy, dx              # dy: base and sequence NULL for zero
+    View all_dh, all_dc            # gradients of every step's state, or sequence NULL
     void **h0                      # (rows): the row of the initial state of each sequence
     char *dh                       # (rows, out) whole vectors: in, dL/dh_n; out, dL/dh_0
     char *dc                       # (rows, units) whole vectors: the same for c

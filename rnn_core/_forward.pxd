@@ -18,7 +18,7 @@ cdef struct Pass:
     char *saved                    # tape, compact, or NULL: activated gates
     char *saved_c                  # tape: c before each step
     char *saved_hidden             # tape, with a projection: h before it
-    View states_c                  # every step's c, where asked for (else base and sequence NULL)
+    View all_h, all_c              # every step's state, where asked for (else base and sequence NULL)
 
 cdef bint forward_span(Pass *p, const Batch *b, Team *team, ptrdiff_t begin, ptrdiff_t end, ptrdiff_t chunk,
                        void **pointers) noexcept nogil

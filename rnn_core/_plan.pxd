@@ -122,7 +122,8 @@ cdef enum:
     TIME_MAJOR, BATCH_FIRST, CONCATENATED, PACKED
 
 cdef size_t batch_bytes(ptrdiff_t steps, ptrdiff_t rows) except? 0
-cdef int plan_batch(Batch *b, Block memory, ptrdiff_t steps, ptrdiff_t rows, object lengths) except -1
+cdef int plan_batch(Batch *b, Block memory, ptrdiff_t steps, ptrdiff_t rows, object lengths,
+                    object order_of=*) except -1
 cdef View user_view(Block memory, const Batch *b, object array, int layout, ptrdiff_t width, ptrdiff_t column,
                     ptrdiff_t steps, object offsets, size_t itemsize) except *
 cdef View compact_view(void *base, ptrdiff_t width, ptrdiff_t column, size_t itemsize) noexcept nogil

@@ -150,7 +150,9 @@ class General(Recurrent):
 
     # ---- forward and backward ---------------------------------------------------------------------------------
 
-    def _run(self, x: Any, state: Any, lengths: Any, keep: bool) -> Any:
+    def _run(self, x: Any, state: Any, lengths: Any, keep: bool, every: bool = False) -> Any:
+        if every:
+            raise ValueError("return_all_states: expected False in the general path")
         source = self._input(x, lengths)
         starts = self._states("state", state, source.batch, source.unbatched)
         masks = self._masks(source) if keep and self.dropout and self.num_layers > 1 else []
@@ -173,6 +175,9 @@ class General(Recurrent):
             now = y
         y = self._output(_as_given(now, source), source)
         return y, self._public_state(finals, source.unbatched), tape if keep else None
+
+    def _run_checkpointed(self, x: Any, state: Any, lengths: Any) -> Any:
+        raise ValueError("recompute: expected False in the general path")
 
     def backward(self, tape: Any, dy: Any, dstate: Any = None, *, need_dx: bool = True) -> Any:
         """(dx, dstate) of the gradients dy of y and dstate of the final state (None for zero); adds into `grads`.

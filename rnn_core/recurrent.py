@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from rnn_core import _dense, checks
+from rnn_core import _dense, checks, recompute
 from rnn_core._engine import Network
 from rnn_core.module import Module
 
@@ -70,6 +70,7 @@ class Tape:
     engine: Any
     versions: tuple[int, ...]
     source: _Input
+    every_state: bool = False  # whether forward gave the state after every step, and backward gets its gradient
 
     @property
     def masks(self) -> list[Array]:
@@ -218,20 +219,22 @@ class Recurrent(Module):
         return [h, np.empty((rows, batch, self.hidden_size), self.dtype) if self._has_c else None]
 
     def _public_state(self, states: list[Array | None], unbatched: bool) -> State:
-        return self._join([s[:, 0] if unbatched else s for s in states if s is not None])
+        return self._join([s[..., 0, :] if unbatched else s for s in states if s is not None])
 
     # ---- forward and backward -----------------------------------------------------------------------------
 
-    def __call__(self, x: ArrayLike | Ragged, state: State = None, lengths: ArrayLike | None = None) -> Any:
+    def __call__(self, x: ArrayLike | Ragged, state: State = None, lengths: ArrayLike | None = None, *,
+                 return_all_states: bool = False) -> Any:
         """Inference: (y, state), nothing kept.
 
         x (T, B, I), (B, T, I) with batch_first, (T, I) unbatched, or a Ragged; state h (L*D, B, H), for an LSTM
         (h, c), zero if None; lengths (B,) of sequences that end before T, in any order.
-        y has D*H columns instead of I, zero past a sequence's end; state is the one after each one's last step.
+        y has D*H columns instead of I, zero past a sequence's end; state is the one after each one's last step, or
+        with return_all_states those after every step: h (T, L*D, B, H), for an LSTM (h, c), zero past the ends.
         """
-        if state is None and lengths is None and self._is_plain(x):
+        if state is None and lengths is None and not return_all_states and self._is_plain(x):
             return self._run_plain(x)
-        return self._run(x, state, lengths, False)[:2]
+        return self._run(x, state, lengths, False, return_all_states)[:2]
 
     def _is_plain(self, x: Any) -> bool:
         return bool(self._engine().takes(x))
@@ -246,21 +249,45 @@ class Recurrent(Module):
         self._engine().forward(self._weights(), x, y, layout, steps, batch, None, None, None, h, c)
         return y, h if c is None else (h, c)
 
-    def forward(self, x: ArrayLike | Ragged, state: State = None, lengths: ArrayLike | None = None) -> Any:
-        """Training: (y, state, tape), with dropout between the layers; arguments and results as in a plain call."""
-        return self._run(x, state, lengths, True)
+    def forward(self, x: ArrayLike | Ragged, state: State = None, lengths: ArrayLike | None = None, *,
+                return_all_states: bool = False, recompute: bool = False) -> Any:
+        """Training: (y, state, tape), with dropout between the layers; arguments and results as in a plain call.
 
-    def _run(self, x: Any, state: State, lengths: Any, keep: bool) -> Any:
+        recompute=True keeps states at checkpoints only and computes the rest again inside backward: about sqrt(T)
+        times less memory for a third more time, the same gradients bit for bit. One direction, no Ragged.
+        """
+        if recompute:
+            if return_all_states:
+                raise ValueError("recompute: expected return_all_states=False beside it, since it keeps no states")
+            return self._run_checkpointed(x, state, lengths)
+        return self._run(x, state, lengths, True, return_all_states)
+
+    def _run(self, x: Any, state: State, lengths: Any, keep: bool, every: bool = False) -> Any:
         source = self._input(x, lengths)
         h0, c0 = self._states("state", state, source.batch, source.unbatched)
         y, final = source.empty(self._directions * self._out), self._new_states(source.batch)
+        states = self._every_state(source) if every else [None, None]
         masks = self._masks(source) if keep and self.dropout and self.num_layers > 1 else None
         versions = self._versions()
         engine = self._engine().forward(
             self._weights(), source.array, y, source.layout, source.steps, source.batch, source.lengths, h0, c0,
-            final[0], final[1], keep, masks,
+            final[0], final[1], keep, masks, *states,
         )
-        tape = Tape(engine, versions, source) if keep else None
+        tape = Tape(engine, versions, source, every) if keep else None
+        return self._output(y, source), self._public_state(states if every else final, source.unbatched), tape
+
+    def _every_state(self, source: _Input) -> list[Array | None]:
+        """Arrays (T, L*D, B, size) for the states after every step."""
+        lead = (source.steps, self.num_layers * self._directions, source.batch)
+        h = np.zeros((*lead, self._out), self.dtype)
+        return [h, np.zeros((*lead, self.hidden_size), self.dtype) if self._has_c else None]
+
+    def _run_checkpointed(self, x: Any, state: State, lengths: Any) -> Any:
+        source = self._input(x, lengths)
+        start = self._states("state", state, source.batch, source.unbatched)
+        y = source.empty(self._directions * self._out)
+        masks = self._masks(source) if self.dropout and self.num_layers > 1 else []
+        final, tape = recompute.forward(self, source, start, y, masks)
         return self._output(y, source), self._public_state(final, source.unbatched), tape
 
     def _output(self, y: Array, source: _Input) -> Any:
@@ -278,25 +305,49 @@ class Recurrent(Module):
         return masks
 
     def backward(self, tape: Tape, dy: Any, dstate: State = None, *, need_dx: bool = True) -> Any:
-        """(dx, dstate) of the gradients dy of y and dstate of the final state (None for zero); adds into `grads`.
+        """(dx, dstate) of the gradients dy of y and dstate of the state (None for zero); adds into `grads`.
+
+        dstate is shaped as the state that forward gave: the final one, or with return_all_states every step's.
 
         dy as y (a Ragged for a Ragged); dx as x, or None with need_dx=False. Werbos 1990, "Backpropagation through
         time: what it does and how to do it".
         """
-        if not isinstance(tape, Tape) or tape.engine.network is not self._engine():
+        self._check_tape(tape)
+        source = tape.source
+        dx = source.empty(self.input_size) if need_dx else None
+        grads = self._arrays({name: self._grad(name) for name in self._buffers})
+        dy = self._output_gradient(dy, source)
+        if isinstance(tape, recompute.Checkpoints):
+            before = recompute.backward(self, tape, dy, self._states("dstate", dstate, source.batch, source.unbatched),
+                                        dx, grads)
+        else:
+            before = self._new_states(source.batch)
+            self._engine().backward(tape.engine, dy, *self._final_gradients(tape, dstate), grads, dx, *before,
+                                    *self._every_gradient(tape, dstate))
+        return None if dx is None else self._output(dx, source), self._public_state(before, source.unbatched)
+
+    def _check_tape(self, tape: Any) -> None:
+        network = tape.engine.network if isinstance(tape, Tape) else getattr(tape, "engine", None)
+        if not isinstance(tape, (Tape, recompute.Checkpoints)) or network is not self._engine():
             raise ValueError(f"tape: expected one that this layer's forward made, got {type(tape).__name__}")
         if tape.versions != self._versions():
             raise ValueError("tape: expected the weights of its forward, got weights that have been written since")
-        source = tape.source
-        dhn, dcn = self._states("dstate", dstate, source.batch, source.unbatched)
-        dh0, dc0 = self._new_states(source.batch)
-        dx = source.empty(self.input_size) if need_dx else None
-        grads = {name: self._grad(name) for name in self._buffers}
-        self._engine().backward(
-            tape.engine, self._output_gradient(dy, source), dhn, dcn, self._arrays(grads), dx, dh0, dc0
-        )
-        public = self._public_state([dh0, dc0], source.unbatched)
-        return None if dx is None else self._output(dx, source), public
+
+    def _final_gradients(self, tape: Tape, dstate: State) -> list[Array | None]:
+        if tape.every_state:
+            return [None, None]
+        return self._states("dstate", dstate, tape.source.batch, tape.source.unbatched)
+
+    def _every_gradient(self, tape: Tape, dstate: State) -> list[Array | None]:
+        """The gradients of every step's state, where forward gave those: (T, L*D, B, size), or None."""
+        if not tape.every_state or dstate is None:
+            return [None, None]
+        found = self._every_state(tape.source)
+        for to, (name, value, _) in zip(found, self._state_parts("dstate", dstate)):
+            if to is not None and value is not None:
+                shape = to[:, :, 0].shape if tape.source.unbatched else to.shape
+                to[...] = checks.floats(name, value, self.dtype, shape).reshape(to.shape)
+        return found
 
     def _output_gradient(self, dy: Any, source: _Input) -> Array | None:
         if dy is None:

@@ -86,6 +86,27 @@ cdef void add_row(real *to, real *a, const real *b, ptrdiff_t n) noexcept nogil:
         a[j] = 0
 
 
+cdef void add_to(real *to, const real *a, ptrdiff_t n) noexcept nogil:
+    cdef ptrdiff_t j
+    for j in range(n):
+        to[j] += a[j]
+
+
+cdef void add_tokens(const BackPass *p, const Batch *b, const Part *part, const View *of, rc_rows to, ptrdiff_t t,
+                     ptrdiff_t n, ptrdiff_t size) noexcept nogil:
+    """to += the tokens of step t, where there are any."""
+    cdef ptrdiff_t m
+    cdef char *row
+    if of.sequence == NULL:
+        return
+    for m in range(n):
+        row = token(of, b, t, part.row_begin + m)
+        if p.kernels.itemsize == 4:
+            add_to[float](<float *>to.base + m * to.stride, <float *>row, size)
+        else:
+            add_to[double](<double *>to.base + m * to.stride, <double *>row, size)
+
+
 cdef void set_reset(real *to, const real *saved, const real *h, ptrdiff_t units, ptrdiff_t lanes) noexcept nogil:
     """to <- r*h, from a saved gate row [unit vector][r z n][lane]."""
     cdef ptrdiff_t j
@@ -125,6 +146,8 @@ cdef bint step_back(BackPass *p, const Batch *b, const Part *part, Team *team, p
     cdef rc_rows dh, recurrent
     prepare(p, b, part, &s, t, n, local, pointers)
     dh = s.dh
+    add_tokens(p, b, part, &p.all_dh, dh, t, n, p.d.out)
+    add_tokens(p, b, part, &p.all_dc, s.dc, t, n, p.d.units)
     if p.d.projection:
         project_back(p, b, part, t, n, local, dh)
         s.dh = from_row(p.dhidden, units, part.row_begin, itemsize)

@@ -102,6 +102,11 @@ cdef class Network:
         step = <double>rows * self.units * (self.out + self.inputs) * gates_of(self.cell)
         return <int>max(1, min(threads, step / WORTH_A_THREAD))
 
+    def chunk_steps(self, ptrdiff_t rows):
+        """Steps whose weight gradients are summed at once: pieces of a sequence that are multiples of it give the bits of
+        the whole."""
+        return max(1, BACK_TOKENS // max(1, rows))
+
     cdef bint by_units(self, ptrdiff_t rows, int threads) noexcept:
         """Share out hidden units rather than sequences?"""
         return rows < 8 * threads
@@ -137,7 +142,7 @@ cdef class Network:
         cdef size_t units = whole(self.units, self.kernels.lanes), gates = units * gates_of(self.cell)
         cdef size_t tokens = chunk * rows if self.directions == 1 else b.first[b.steps]
         cdef size_t each = padded(passes, sizeof(Pass)) // passes + 6 * padded(rows * units, itemsize)
-        each += padded(chunk * rows * gates, itemsize) + padded(rows * gates, itemsize) + 3 * padded(rows, sizeof(char *))
+        each += padded(chunk * rows * gates, itemsize) + padded(rows * gates, itemsize) + 5 * padded(rows, sizeof(char *))
         cdef size_t total = passes * (each + 64) + threads * padded(chunk * rows + rows, sizeof(void *))
         if not keep:
             total += self.layers * padded(tokens * self.directions * self.out, itemsize)
@@ -147,7 +152,7 @@ cdef class Network:
         cdef size_t itemsize = self.kernels.itemsize, passes = self.layers * self.directions, n = b.first[b.steps]
         cdef size_t units = whole(self.units, self.kernels.lanes)
         cdef size_t each = padded(n * units * rc_saved_gates(<rc_cell>self.cell), itemsize) + 2 * padded(n * units, itemsize)
-        each += 4 * padded(b.rows, sizeof(char *)) + sizeof(Pass) + sizeof(View) + 64
+        each += 6 * padded(b.rows, sizeof(char *)) + sizeof(Pass) + sizeof(View) + 64
         return passes * each + self.layers * (1 + dropout) * (padded(n * self.directions * self.out, itemsize) + 64) + 4096
 
     cdef void set_pass(self, Pass *p, Direction *d, Block memory, const Batch *b, ptrdiff_t chunk) except *:
@@ -198,12 +203,13 @@ cdef class Network:
                         itemsize)
 
     def forward(self, Weights weights, x, y, str layout, ptrdiff_t steps, ptrdiff_t rows, lengths, h0, c0, hn, cn,
-                bint keep=False, list masks=None, states_c=None):
+                bint keep=False, list masks=None, all_h=None, all_c=None, order=None):
         """Run x through all layers into y, hn and cn; a Tape if `keep`.
 
         x (T, B, I), (B, T, I) or (tokens, I) and y likewise with D*out columns, hn (L*D, B, out), cn (L*D, B, units);
         lengths int64 (B,) or None; h0, c0 like hn, cn or None; masks: L-1 arrays of (tokens, D*out), or None;
-        states_c like y with D*units columns: every step's c of the last layer.
+        order: longest_first(lengths), where it is that of a longer batch of which this is a part;
+        all_h (T, L*D, B, out) and all_c (T, L*D, B, units), or None: the state after every step.
         """
         cdef Tape tape = Tape.__new__(Tape)
         cdef Call call
@@ -211,7 +217,7 @@ cdef class Network:
         cdef int threads = self.team_size(rows), code = LAYOUTS[layout]
         cdef size_t itemsize = self.kernels.itemsize
         cdef Block plan = block(batch_bytes(steps, rows)) if keep else self.check_out(batch_bytes(steps, rows))
-        plan_batch(b, plan, steps, rows, lengths)
+        plan_batch(b, plan, steps, rows, lengths, order)
         cdef ptrdiff_t chunk = self.chunk_of(b), n = b.first[b.steps]
         cdef Block scratch = self.check_out(self.forward_bytes(b, chunk, threads, keep))
         cdef Block memory = block(self.tape_bytes(b, masks is not None)) if keep else scratch
@@ -220,11 +226,11 @@ cdef class Network:
             offsets = np.concatenate(([0], np.cumsum(lengths[:-1]))) if rows else np.zeros(0, np.int64)
         memset(&call, 0, sizeof(Call))
         call.kernels, call.batch, call.chunk = self.kernels, b, chunk
-        call.layers, call.directions, call.units = self.layers, self.directions, self.by_units(rows, threads)
+        call.layers, call.directions, call.units = self.layers, self.directions, all_h is None and self.by_units(rows, threads)
         call.passes = <Pass *>memory.take(self.layers * self.directions * sizeof(Pass))
         if masks is not None:
             call.masks = <View *>memory.take(self.layers * sizeof(View))
-        self.set_passes(&call, weights, memory, scratch, keep, x, y, code, steps, offsets, masks, states_c)
+        self.set_passes(&call, weights, memory, scratch, keep, x, y, code, steps, offsets, masks, all_h, all_c)
         call.pointers_each = chunk * rows + rows
         call.pointers = <void **>scratch.take(threads * call.pointers_each * sizeof(void *))
         cdef int i
@@ -252,7 +258,7 @@ cdef class Network:
         return work * gates_of(self.cell)
 
     cdef int set_passes(self, Call *call, Weights weights, Block memory, Block scratch, bint keep, x, y, int layout,
-                        ptrdiff_t steps, offsets, list masks, states_c) except -1:
+                        ptrdiff_t steps, offsets, list masks, all_h, all_c) except -1:
         cdef Batch *b = call.batch
         cdef Pass *p
         cdef int layer, d, i
@@ -282,15 +288,23 @@ cdef class Network:
                 p.y = compact_view(inner, width, d * self.out, itemsize)
                 if layer + 1 == self.layers:
                     p.y = user_view(memory, b, y, layout, width, d * self.out, steps, offsets, itemsize)
-                    p.states_c = user_view(memory, b, states_c, layout, self.directions * self.units, d * self.units,
-                                           steps, offsets, itemsize)
+                p.all_h = self.states_view(memory, b, all_h, i, self.out)
+                p.all_c = self.states_view(memory, b, all_c, i, self.units)
         return 0
+
+    cdef View states_view(self, Block memory, const Batch *b, array, int index, ptrdiff_t size) except *:
+        """Direction `index` of (T, L*D, B, size) as rows of tokens; `sequence` is NULL where there is no array."""
+        cdef View v = user_view(memory, b, array, TIME_MAJOR, size, index * b.rows * size, 0, None,
+                                self.kernels.itemsize)
+        v.step *= self.layers * self.directions
+        return v
 
     # -- backward
 
-    def backward(self, Tape tape, dy, dhn, dcn, list grads, dx, dh0, dc0):
+    def backward(self, Tape tape, dy, dhn, dcn, list grads, dx, dh0, dc0, all_dh=None, all_dc=None):
         """Gradients of one forward call: adds into grads (per direction dW, dR, db_ih, db_hh, dW_hr; None where
-        unwanted) and writes dx (or None), dh0 and dc0. dy, dhn, dcn as y, hn, cn, or None for zero."""
+        unwanted) and writes dx (or None), dh0 and dc0. dy, dhn, dcn as y, hn, cn, or None for zero; all_dh, all_dc
+        as forward's all_h, all_c."""
         cdef Call call
         cdef Batch *b = &tape.batch
         cdef int i, count = self.layers * self.directions, threads = self.team_size(b.rows)
@@ -299,15 +313,15 @@ cdef class Network:
         tape.weights.need_backward()
         memset(&call, 0, sizeof(Call))
         call.kernels, call.batch, call.layers, call.directions = self.kernels, b, self.layers, self.directions
-        call.chunk = max(1, min(b.steps, BACK_TOKENS // max(1, b.rows)))
-        call.units = self.by_units(b.rows, threads) and self.out == self.units
+        call.chunk = max(1, min(b.steps, <ptrdiff_t>self.chunk_steps(b.rows)))
+        call.units = self.by_units(b.rows, threads) and self.out == self.units and all_dh is None
         cdef Block scratch = self.check_out(self.backward_bytes(b, call.chunk, threads))
         call.back = <BackPass *>scratch.take(count * sizeof(BackPass))
         call.pointers_each = 2 * (call.chunk + 1) * b.rows
         call.pointers = <void **>scratch.take(threads * call.pointers_each * sizeof(void *))
         if tape.masks is not None:
             call.masks = tape.mask_views
-        self.set_back_passes(&call, tape, scratch, dy, dhn, dcn, grads, dx)
+        self.set_back_passes(&call, tape, scratch, dy, dhn, dcn, grads, dx, all_dh, all_dc)
         if n:
             run_call(&call, backward_task, threads, 2.0 * n * self.work_of(tape.weights))
         for i in range(count):
@@ -326,13 +340,14 @@ cdef class Network:
 
     cdef size_t backward_bytes(self, const Batch *b, ptrdiff_t chunk, int threads) except? 0:
         cdef size_t itemsize = self.kernels.itemsize, rows = b.rows, units = whole(self.units, self.kernels.lanes)
-        cdef size_t each = sizeof(BackPass) + 4 * padded(rows * units, itemsize) + 5 * padded(rows, sizeof(void *)) + 64
+        cdef size_t each = sizeof(BackPass) + 4 * padded(rows * units, itemsize) + 7 * padded(rows, sizeof(void *)) + 64
         cdef size_t shared = padded(chunk * rows * (4 * units + 64), itemsize) + 2 * padded(chunk * rows * units, itemsize)
         cdef size_t inner = 2 * padded(b.first[b.steps] * self.directions * self.out, itemsize)
         return (self.layers * self.directions * each + shared + inner + padded(self.inputs + 2 * units, itemsize)
                 + threads * padded(2 * (chunk + 1) * rows, sizeof(void *)) + 4096)
 
-    cdef int set_back_passes(self, Call *call, Tape tape, Block scratch, dy, dhn, dcn, list grads, dx) except -1:
+    cdef int set_back_passes(self, Call *call, Tape tape, Block scratch, dy, dhn, dcn, list grads, dx,
+                             all_dh, all_dc) except -1:
         """One after the other the directions share dz; the gradient between two layers has two buffers in turn."""
         cdef Batch *b = call.batch
         cdef BackPass *p
@@ -371,6 +386,8 @@ cdef class Network:
                 p.reset = <char *>scratch.take_zeros(b.rows * units * itemsize)
                 load_state(b, p.dh, whole(self.out, lanes), part_of(dhn, i, b.rows * self.out, itemsize), self.out, itemsize)
                 load_state(b, p.dc, units, part_of(dcn, i, b.rows * self.units, itemsize), self.units, itemsize)
+                p.all_dh = self.states_view(scratch, b, all_dh, i, self.out)
+                p.all_dc = self.states_view(scratch, b, all_dc, i, self.units)
                 p.h0 = <void **>scratch.take(b.rows * sizeof(void *))
                 for m in range(b.rows):
                     p.h0[m] = zeros

@@ -132,9 +132,6 @@ cdef bint one_step(Pass *p, const Batch *b, const Part *part, Team *team, rc_ste
             pointers[m] = token(&p.y, b, t, part.row_begin + m)
         s.y = rows_by(pointers)
     run_cell(p, part, s, False)
-    if p.states_c.base != NULL or p.states_c.sequence != NULL:
-        copy_columns(p, &p.states_c, b, t, part.row_begin, s.c, s.row_end, part.gates_begin * lanes,
-                     min(part.gates_end * lanes, p.d.units))
     if p.d.cell == RC_GRU_RESET_BEFORE:
         if team.units and meet(team):
             return True
@@ -143,6 +140,10 @@ cdef bint one_step(Pass *p, const Batch *b, const Part *part, Team *team, rc_ste
         if team.units and meet(team):
             return True
         project_state(p, b, part, s, t)
+    if p.all_h.sequence != NULL:  # only asked for where threads share out sequences
+        copy_columns(p, &p.all_h, b, t, part.row_begin, rows_at(other_state(p, part, s), out), s.row_end, 0, p.d.out)
+        if p.all_c.sequence != NULL:
+            copy_columns(p, &p.all_c, b, t, part.row_begin, s.c, s.row_end, 0, p.d.units)
     return team.units and meet(team)
 
 

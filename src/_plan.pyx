@@ -250,8 +250,14 @@ cdef size_t batch_bytes(ptrdiff_t steps, ptrdiff_t rows) except? 0:
     return 2 * padded(steps + 1, sizeof(ptrdiff_t)) + 2 * padded(rows, sizeof(ptrdiff_t))
 
 
-cdef int plan_batch(Batch *b, Block memory, ptrdiff_t steps, ptrdiff_t rows, object lengths) except -1:
-    """Sort by length, longest first, and count who runs when. `steps` becomes the longest length."""
+def longest_first(lengths):
+    """The order in which a batch's sequences are taken: int64 (B,)."""
+    return np.argsort(-lengths, kind="stable")
+
+
+cdef int plan_batch(Batch *b, Block memory, ptrdiff_t steps, ptrdiff_t rows, object lengths,
+                    object order_of=None) except -1:
+    """Sort by length, longest first (or take that order as given), and count who runs when."""
     cdef cnp.int64_t[::1] order, length
     cdef ptrdiff_t t, m
     b.rows = rows
@@ -264,7 +270,7 @@ cdef int plan_batch(Batch *b, Block memory, ptrdiff_t steps, ptrdiff_t rows, obj
         for m in range(rows):
             b.order[m], b.length[m] = m, steps
     else:
-        order = np.argsort(-lengths, kind="stable")
+        order = longest_first(lengths) if order_of is None else order_of
         length = lengths
         for m in range(rows):
             b.order[m] = order[m]

@@ -1,0 +1,119 @@
+"""Training that keeps states at checkpoints only and computes the rest again inside backward (Chen et al. 2016,
+"Training deep nets with sublinear memory cost"), for sequences whose tape would not fit.
+
+A sequence is taken in segments of about sqrt(T) steps. Forward keeps the state that each segment starts from; backward
+runs a segment forward once more, this time with a tape, and then back. Segments are whole chunks of the backward pass,
+so the gradients have the bits of an ordinary backward.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rnn_core._plan import longest_first
+
+if TYPE_CHECKING:
+    from rnn_core.recurrent import Recurrent, _Input
+
+Array = NDArray[Any]
+Pair = list["Array | None"]  # h and c; c is None but for an LSTM
+
+
+@dataclass
+class Checkpoints:
+    """What backward needs: the input, the state at the start of every segment, and the dropout masks."""
+
+    engine: Any
+    versions: Any
+    source: _Input
+    masks: list[Array]
+    starts: list[Pair]
+    segment: int
+    order: NDArray[np.int64] | None  # of the whole batch, so that a segment adds its tokens up in the same order
+
+
+def segment_steps(chunk: int, steps: int) -> int:
+    """Steps of a segment: a tape keeps about 5 numbers a unit and step, a checkpoint 2 a unit and segment."""
+    return chunk * max(1, round(math.sqrt(0.4 * steps) / chunk))
+
+
+def _time(array: Array, source: _Input, begin: int, end: int) -> Array:
+    """Steps [begin, end) of x or y: a view, which is contiguous where time comes first."""
+    return array[:, begin:end] if source.layout == "batch_first" else array[begin:end]
+
+
+def _segments(source: _Input, segment: int) -> Iterator[tuple[int, int, Any]]:
+    """(begin, end, lengths) of each segment."""
+    for begin in range(0, source.steps, segment):
+        end = min(begin + segment, source.steps)
+        lengths = None if source.lengths is None else np.clip(source.lengths - begin, 0, end - begin)
+        yield begin, end, lengths
+
+
+def _run(layer: Recurrent, tape: Checkpoints, piece: tuple[int, int, Any], start: Pair, y: Array | None) -> Any:
+    """One segment: (tape or None, state after it). It writes y, or keeps a tape where y is None."""
+    begin, end, lengths = piece
+    source, final = tape.source, layer._new_states(tape.source.batch)
+    x = np.ascontiguousarray(_time(source.array, source, begin, end))
+    columns = layer._directions * layer._out
+    out = np.zeros((*x.shape[:2], columns), layer.dtype)
+    masks = [np.ascontiguousarray(mask[begin:end]) for mask in tape.masks] or None
+    engine = layer._engine().forward(
+        layer._weights(), x, out, source.layout, end - begin, source.batch, lengths, start[0], start[1],
+        final[0], final[1], y is None, masks, order=tape.order,
+    )
+    if y is not None:
+        _time(y, source, begin, end)[...] = out
+    return engine, final
+
+
+def forward(layer: Recurrent, source: _Input, start: Pair, y: Array, masks: list[Array]) -> tuple[Pair, Checkpoints]:
+    """Fill y; (final state, checkpoints). ValueError for inputs whose segments would need each other."""
+    if layer.bidirectional:
+        raise ValueError("recompute: expected one direction, got a bidirectional layer, whose directions meet at every step")
+    if source.layout not in ("time_major", "batch_first"):
+        raise ValueError("recompute: expected a padded array, with lengths or without, got a ragged input")
+    segment = segment_steps(layer._engine().chunk_steps(source.batch), source.steps)
+    order = None if source.lengths is None else longest_first(source.lengths)
+    tape = Checkpoints(layer._engine(), layer._versions(), source, masks, [], segment, order)
+    state = _zeros_for_none(layer, start, source.batch)
+    for piece in _segments(source, segment):
+        tape.starts.append(state)
+        _, state = _run(layer, tape, piece, state, y)
+    return state, tape
+
+
+def backward(layer: Recurrent, tape: Checkpoints, dy: Array | None, dstate: Pair, dx: Array | None,
+             grads: list[tuple[Any, ...]]) -> Pair:
+    """Add into grads and fill dx; the gradient of the initial state."""
+    source = tape.source
+    dstate = _zeros_for_none(layer, dstate, source.batch)
+    pieces = list(_segments(source, tape.segment))
+    for piece, start in zip(reversed(pieces), reversed(tape.starts)):
+        begin, end, _ = piece
+        engine, _ = _run(layer, tape, piece, start, None)
+        dy_piece = None if dy is None else np.ascontiguousarray(_time(dy, source, begin, end))
+        dx_piece = None
+        if dx is not None:
+            dx_piece = np.zeros_like(np.ascontiguousarray(_time(dx, source, begin, end)))
+        before = layer._new_states(source.batch)
+        layer._engine().backward(engine, dy_piece, dstate[0], dstate[1], grads, dx_piece, before[0], before[1])
+        if dx is not None:
+            _time(dx, source, begin, end)[...] = dx_piece
+        dstate = before
+    return dstate
+
+
+def _zeros_for_none(layer: Recurrent, state: Pair, batch: int) -> Pair:
+    """The state as arrays of its own, zero where nothing was given."""
+    found = layer._new_states(batch)
+    for to, given in zip(found, state):
+        if to is not None:
+            to[...] = 0 if given is None else given
+    return found

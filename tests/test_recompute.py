@@ -1,0 +1,73 @@
+"""Recomputation: the same outputs and gradients, bit for bit, from a few states."""
+
+import numpy as np
+import pytest
+
+import rnn_core as rc
+
+
+def run(layer, x, state, lengths, dy, dstate, **options):
+    layer.zero_grad()
+    y, final, tape = layer.forward(x, state, lengths, **options)
+    dx, dstart = layer.backward(tape, dy, dstate)
+    flat = lambda s: list(s) if isinstance(s, tuple) else [s]  # noqa: E731
+    return [y, *flat(final), dx, *flat(dstart), *(g.copy() for g in layer.grads.values())], tape
+
+
+CASES = [
+    (rc.LSTM, {}, None),
+    (rc.LSTM, {"num_layers": 2, "dropout": 0.3}, "ragged"),
+    (rc.LSTM, {"proj_size": 5, "batch_first": True}, "ragged"),
+    (rc.GRU, {"batch_first": True}, None),
+    (rc.GRU, {"reset_after": False}, "ragged"),
+    (rc.RNN, {"dtype": "float64"}, "ragged"),
+]
+
+
+@pytest.mark.parametrize("kind, options, ragged", CASES)
+def test_the_same_bits(kind, options, ragged):
+    rng, T, B, I, H = np.random.default_rng(3), 300, 9, 4, 11
+    layer = kind(I, H, seed=1, **options)
+    real, out = layer.dtype, options.get("proj_size", H)
+    shape = (B, T) if layer.batch_first else (T, B)
+    x, dy = rng.standard_normal((*shape, I)).astype(real), rng.standard_normal((*shape, out)).astype(real)
+    lengths = None if ragged is None else [0, 300, 1, 299, 28, 29, 57, 150, 300]
+    parts = [rng.standard_normal((layer.num_layers, B, size)).astype(real) for size in (out, H)]
+    state = tuple(parts) if kind is rc.LSTM else parts[0]
+    want, _ = run(layer, x, state, lengths, dy, state)
+    if layer.dropout:
+        layer.calls -= 1  # the same masks again
+    got, tape = run(layer, x, state, lengths, dy, state, recompute=True)
+    assert len(tape.starts) > 3
+    for w, g in zip(want, got, strict=True):
+        assert np.array_equal(w, g)
+
+
+def test_one_dropout_mask_a_call():
+    layer = rc.GRU(3, 4, 2, dropout=0.5, seed=0)
+    x = np.ones((40, 2, 3), np.float32)
+    first, second = (layer.forward(x, recompute=True)[0] for _ in range(2))
+    assert not np.array_equal(first, second)
+
+
+def test_no_steps_and_no_rows():
+    layer = rc.LSTM(3, 4, seed=0)
+    for shape in ((0, 2, 3), (5, 0, 3)):
+        y, (h, c), tape = layer.forward(np.zeros(shape, np.float32), recompute=True)
+        dx, _ = layer.backward(tape, np.zeros_like(y))
+        assert dx.shape == shape and not h.any() and not c.any()
+
+
+@pytest.mark.parametrize("options, error", [
+    ({"recompute": True, "return_all_states": True}, "return_all_states"),
+    ({"recompute": True, "bidirectional": True}, "one direction"),
+])
+def test_what_is_refused(options, error):
+    layer = rc.LSTM(3, 4, bidirectional=options.pop("bidirectional", False))
+    with pytest.raises(ValueError, match=error):
+        layer.forward(np.zeros((5, 2, 3), np.float32), **options)
+
+
+def test_a_ragged_is_refused():
+    with pytest.raises(ValueError, match="padded"):
+        rc.LSTM(3, 4).forward(rc.Ragged(np.zeros((5, 3), np.float32), [2, 3]), recompute=True)
