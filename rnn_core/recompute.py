@@ -76,7 +76,7 @@ def _run(layer: Recurrent, tape: Checkpoints, piece: tuple[int, int, Any], start
 def forward(layer: Recurrent, source: _Input, start: Pair, y: Array, masks: list[Array]) -> tuple[Pair, Checkpoints]:
     """Fill y; (final state, checkpoints). ValueError for inputs whose segments would need each other."""
     if layer.bidirectional:
-        raise ValueError("recompute: expected one direction, got a bidirectional layer, whose directions meet at every step")
+        raise ValueError("recompute: expected one direction, got a bidirectional layer")
     if source.layout not in ("time_major", "batch_first"):
         raise ValueError("recompute: expected a padded array, with lengths or without, got a ragged input")
     segment = segment_steps(layer._engine().chunk_steps(source.batch), source.steps)

@@ -20,7 +20,7 @@ CASES = [
     (rc.LSTM, {"proj_size": 5, "batch_first": True}, "ragged"),
     (rc.GRU, {"batch_first": True}, None),
     (rc.GRU, {"reset_after": False}, "ragged"),
-    (rc.RNN, {"dtype": "float64"}, "ragged"),
+    (rc.RNN, {}, "ragged"),
 ]
 
 
