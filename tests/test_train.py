@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from rnn_core import checkpoint, config, losses, train
+from rnn_core import checkpoint, losses, train
 from rnn_core.charlm import CharLM
 from rnn_core.run import RunFiles, read_log
 from rnn_core.train import Diverged, Options, Trainer, evaluate
@@ -150,17 +150,14 @@ def test_a_resumed_run_is_the_run_that_was_never_stopped(tmp_path, monkeypatch, 
     assert outcome(parts) == outcome(whole)
 
 
-def test_any_number_of_threads_trains_to_the_same_bits(tmp_path):
-    before, found = config.get_num_threads(), []
-    try:
-        for threads in (1, 2, 3):
-            folder = tmp_path / str(threads)
-            folder.mkdir()
-            config.set_num_threads(threads)
-            assert new_run(folder, hidden=48, embedding=20, layers=2, dropout=0.2, batch=9, epochs=1).train().finished
-            found.append(outcome(folder))
-    finally:
-        config.set_num_threads(before)
+def test_any_number_of_threads_trains_to_the_same_bits(tmp_path, threads):
+    found = []
+    for count in (1, 2, 3):
+        folder = tmp_path / str(count)
+        folder.mkdir()
+        threads(count)
+        assert new_run(folder, hidden=48, embedding=20, layers=2, dropout=0.2, batch=9, epochs=1).train().finished
+        found.append(outcome(folder))
     assert found[0] == found[1] == found[2]
 
 
