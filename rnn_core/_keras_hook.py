@@ -96,7 +96,9 @@ class _Numpy:
         x = np.ascontiguousarray(x[:, ::-1] if backwards else x)
         y, final = layer(x, tuple(states) if kind == "lstm" else states[0], lengths)
         final = [s[0] for s in (final if kind == "lstm" else (final,))]
-        if lengths is not None and not _calling.zero_output:  # Keras repeats the last output behind a sequence's end
+        if lengths is not None and not getattr(
+            _calling, "zero_output", False
+        ):  # Keras repeats the last output behind a sequence's end
             y = np.where((np.arange(y.shape[1]) < lengths[:, None])[:, :, None], y, final[0][:, None])
         return final[0], y if options.get("return_sequences") else final[0][:, None], final
 
@@ -155,7 +157,7 @@ class _Torch:
         weights = self.weights(kind, variables)
         y, *final = ours.recur(engine, weights, x.flip(1) if backwards else x, h0, c0, call)
         final = [s[0] for s in final]
-        if lengths is not None and not _calling.zero_output:
+        if lengths is not None and not getattr(_calling, "zero_output", False):
             real = torch.arange(y.shape[1]) < torch.from_numpy(lengths)[:, None]
             y = torch.where(real[:, :, None], y, final[0][:, None])
         return final[0], y if options.get("return_sequences") else final[0][:, None], final

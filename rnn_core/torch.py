@@ -210,7 +210,8 @@ class _Cached:
         self.__dict__.pop("_rc_engine", None)
 
     def __getstate__(self) -> dict[str, Any]:
-        state: dict[str, Any] = super().__getstate__()  # type: ignore[assignment]
+        inherited = getattr(super(), "__getstate__", None)  # which object has from Python 3.11 on
+        state: dict[str, Any] = self.__dict__ if inherited is None else inherited()
         return {key: value for key, value in state.items() if key != "_rc_engine"}
 
     def train(self, mode: bool = True) -> Any:
