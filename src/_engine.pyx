@@ -55,6 +55,11 @@ cdef class Tape:
     cdef ptrdiff_t user_steps
     cdef readonly list masks           # dropout masks between layers: (T, B, D*out)
 
+    def __del__(self):
+        """A training loop makes the next tape in the same memory, whose pages are there already."""
+        if self.memory is not None and self.network is not None:
+            self.network.keep_spare(self.memory)
+
 
 cdef class Network:
     """Layers x directions of one cell with given sizes; it holds no weights, only scratch."""
@@ -63,6 +68,7 @@ cdef class Network:
     cdef readonly int layers, directions
     cdef list sizes
     cdef list scratch                  # blocks that no call uses now
+    cdef list spare                    # memory of a tape that is gone
     cdef readonly object dtype
     cdef readonly ptrdiff_t inputs, units, out
 
@@ -70,7 +76,7 @@ cdef class Network:
         """sizes: (inputs, units, projection) of each direction of each layer."""
         self.dtype = np.dtype(dtype)
         self.cell, self.layers, self.directions = CELLS[cell], layers, directions
-        self.sizes, self.scratch = sizes, []
+        self.sizes, self.scratch, self.spare = sizes, [], []
         self.inputs, self.units, projection = sizes[0]
         self.out = projection or self.units
         blas = blas or os.environ.get("RNN_CORE_GEMM", "panel") == "blas" or self.dtype == np.float64
@@ -128,6 +134,22 @@ cdef class Network:
         if len(self.scratch) < 8:
             self.scratch.append(b)
 
+
+    cdef Block tape_block(self, size_t bytes):
+        """Memory for a tape: a spare one unless it is too small, or so large that it would be a waste."""
+        cdef Block b
+        try:
+            b = self.spare.pop()
+        except IndexError:
+            b = None
+        if b is None or not bytes <= b.size <= 2 * bytes:
+            b = block(bytes)
+        b.used = 0
+        return b
+
+    cdef void keep_spare(self, Block b):
+        if not self.spare:
+            self.spare.append(b)
 
     # -- forward
 
@@ -220,7 +242,7 @@ cdef class Network:
         plan_batch(b, plan, steps, rows, lengths, order)
         cdef ptrdiff_t chunk = self.chunk_of(b), n = b.first[b.steps]
         cdef Block scratch = self.check_out(self.forward_bytes(b, chunk, threads, keep))
-        cdef Block memory = block(self.tape_bytes(b, masks is not None)) if keep else scratch
+        cdef Block memory = self.tape_block(self.tape_bytes(b, masks is not None)) if keep else scratch
         offsets = None
         if code == CONCATENATED:
             offsets = np.concatenate(([0], np.cumsum(lengths[:-1]))) if rows else np.zeros(0, np.int64)
