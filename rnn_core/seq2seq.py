@@ -232,6 +232,7 @@ class Decoder(Module):
                  dtype: Any = "float32", seed: int | None = None) -> None:
         super().__init__(dtype)
         self._plan: Any = None
+        self._known_options: dict[Any, Any] = {}
         self.arguments = {"num_embeddings": num_embeddings, "embedding_dim": embedding_dim, "hidden_size": hidden_size,
                           "num_layers": num_layers, "cell": cell, "attention": attention, "memory_size": memory_size,
                           "attention_size": attention_size, "input_feeding": input_feeding, "tied": tied,

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from rnn_core import _decode, _decoder, checks
+from rnn_core import _decode, _decoder, checks, module
 from rnn_core.recurrent import Ragged
 from rnn_core.seq2seq import Decoder, Encoded, offsets, ragged_tokens
 
@@ -132,8 +132,9 @@ class DecodeOptions:
 
 def plan_of(decoder: Decoder) -> Any:
     """The decoder's packed weights, made anew when a parameter has been written since."""
-    versions = tuple(buffer.version for buffer in _buffers(decoder))
     kept = decoder._plan
+    buffers = _buffers(decoder) if kept is None or kept[2] != module._structure else kept[3]
+    versions = [buffer.version for buffer in buffers]
     if kept is None or kept[0] != versions:
         look = decoder.attention if decoder.attends else None
         kept = decoder._plan = versions, _decoder.Plan(
@@ -141,7 +142,7 @@ def plan_of(decoder: Decoder) -> Any:
             look.kind if look else "", _pair(look.query) if look and look.kind == "additive" else None,
             look.v if look else None, _pair(decoder.combine) if decoder.combines else None,
             _pair(decoder.output), decoder.hidden_size, look.memory_size if look else 0,
-        )
+        ), module._structure, buffers
     return kept[1]
 
 
@@ -182,8 +183,25 @@ def _compiled_options(decoder: Decoder, o: DecodeOptions) -> dict[str, Any]:
         "topp": o.sampling_topp, "topk": o.sampling_topk, "temperature": o.sampling_temperature,
         "least": o.min_decoding_length, "unk": decoder.tokens["unk"] if o.disable_unk else -1, "ends": ends,
         "suppressed": suppressed, "start": decoder.tokens["start"],
-        "seed": int(np.random.SeedSequence(o.seed).generate_state(1, np.uint64)[0]),
+        "seed": int(np.random.SeedSequence(o.seed).generate_state(1, np.uint64)[0]) if o.sampling else 0,
     }
+
+
+def _checked_options(decoder: Decoder, o: DecodeOptions) -> dict[str, Any]:
+    """The same, checked; remembered where they can be, since a short decode takes a fraction of a millisecond."""
+    key = None if o.sampling or o.suppress_sequences or o.target_prefix or o.callback else tuple(vars(o).values())
+    try:
+        return decoder._known_options[key]
+    except (KeyError, TypeError):
+        pass
+    o.check()
+    options = _compiled_options(decoder, o)
+    try:
+        if key is not None:
+            decoder._known_options = {**decoder._known_options, key: options} if len(decoder._known_options) < 32 else {}
+    except TypeError:  # a list among the options
+        pass
+    return options
 
 
 def _prefixes(o: DecodeOptions, batch: int, vocabulary: int, ends: list[int]) -> list[list[int]]:
@@ -261,8 +279,7 @@ def _source_keys(model: Any, sources: Any, lengths: Any, batch: int) -> list[int
 
 def decode(model: Any, sources: Any, lengths: ArrayLike | None, o: DecodeOptions) -> list[DecodeResult]:
     """One result a source; see DecodeOptions."""
-    o.check()
-    options = _compiled_options(model.decoder, o)
+    options = _checked_options(model.decoder, o)
     found = run_loop(
         model, sources, lengths, options, lambda n: _prefixes(o, n, model.decoder.vocabulary_size, options["ends"]),
         lambda n: [o.max_decoding_length] * n, o.callback,

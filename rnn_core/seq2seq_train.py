@@ -297,10 +297,8 @@ class Trainer:
         self.state = _State(**saved.config["training"])
         self.mean = {key[5:]: value.copy() for key, value in saved.extra.items() if key.startswith("mean:")}
         for _, module in self.model._tree():  # dropout goes on with the masks that would have come next
-            if isinstance(module, Dropout):
+            if isinstance(module, (Dropout, Recurrent)):
                 module.calls = self.state.step
-            elif isinstance(module, Recurrent):
-                module._mask_calls = self.state.step
         if self.files.best.exists():
             self.best = checkpoint.load(self.files.best).model
 
