@@ -279,7 +279,8 @@ class Decoder(Module):
         if train:
             embedded, mask = self.drop.forward(embedded)
         if self.input_feeding:
-            raise NotImplementedError("input_feeding: the compiled training loop is not there yet")
+            return self._forward_feeding(DecoderTape(at, [mask, None], None), inputs, embedded, state, memory,
+                                         source_lengths, train)
         x = Ragged(embedded, inputs.lengths)
         y, _, recurrent = self.rnn.forward(x, state) if train else (*self.rnn(x, state), None)
         tape = DecoderTape(at, [mask, None], recurrent)
@@ -300,13 +301,28 @@ class Decoder(Module):
         logits, tape.output = self.output.forward(hidden)
         return logits, tape
 
+    def _forward_feeding(self, tape: DecoderTape, inputs: Ragged, embedded: Array, state: Any, memory: Any,
+                         source_lengths: Any, train: bool) -> tuple[Array, DecoderTape]:
+        """With input feeding the steps come one after the other, in a compiled loop."""
+        from rnn_core import seq2seq_feeding
+
+        hidden, tape.feeding = seq2seq_feeding.forward(self, inputs, embedded, state, memory, source_lengths, train)
+        if train:
+            hidden, tape.masks[1] = self.drop_output.forward(hidden)
+        logits, tape.output = self.output.forward(hidden)
+        return logits, tape
+
     def backward(self, tape: DecoderTape, dlogits: Array) -> tuple[Any, Array | None]:
         """(dstate, dmemory) of the logits' gradients; adds into grads."""
-        if tape.feeding is not None:
-            raise NotImplementedError("input_feeding: the compiled training loop is not there yet")
         d: Any = self.output.backward(tape.output, dlogits)
         d = self.drop_output.backward(tape.masks[1], d)
-        dmemory = None
+        if tape.feeding is not None:
+            from rnn_core import seq2seq_feeding
+
+            embedded, dstate, dmemory = seq2seq_feeding.backward(self, tape.feeding, d)
+            self.embedding.backward(tape.at, self.drop.backward(tape.masks[0], embedded))
+            return dstate, dmemory
+        dmemory: Array | None = None
         if self.combines:
             _attention.tanh(tape.hidden, d)
             d = self.combine.backward(tape.combined, d)

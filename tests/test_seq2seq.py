@@ -43,6 +43,9 @@ CASES = {
     "lstm bridge": ({"cell": "lstm", "bidirectional": True}, {"cell": "lstm", "attention": "additive"}, {}),
     "gru to lstm": ({}, {"cell": "lstm", "num_layers": 2, "attention_size": 8}, {}),
     "lstm to rnn": ({"cell": "lstm"}, {"cell": "rnn"}, {}),
+    "feeding": ({"bidirectional": True}, {"input_feeding": True}, {}),
+    "feeding additive": ({}, {"attention": "additive", "input_feeding": True, "cell": "lstm", "num_layers": 2}, {}),
+    "feeding dot tied": ({}, {"attention": "dot", "input_feeding": True, "cell": "rnn", "tied": True}, {}),
     "linear": ({}, {}, {"bridge": "linear"}),
 }
 
@@ -93,9 +96,10 @@ def test_one_to_many_gradient_reaches_the_vectors():
     assert len(model.decode(x, max_decoding_length=5)) == 3
 
 
+@pytest.mark.parametrize("feeding", [False, True])
 @pytest.mark.parametrize("attention", ["dot", "general", "additive", None])
-def test_a_sentence_gives_the_same_bits_alone_and_in_a_batch(attention, threads):
-    model = build({}, {"attention": attention}, dtype="float32")
+def test_a_sentence_gives_the_same_bits_alone_and_in_a_batch(attention, feeding, threads):
+    model = build({}, {"attention": attention, "input_feeding": feeding and attention is not None}, dtype="float32")
     together = model(SOURCES, TARGETS)
     threads(1)
     ends = np.cumsum([0, *together.lengths])

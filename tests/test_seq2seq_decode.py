@@ -125,6 +125,15 @@ def test_beam_search_is_the_reference(attention, cell):
             agree(model, source, result, beam_size=beam, num_hypotheses=beam)
 
 
+@pytest.mark.parametrize("attention", ["general", "additive"])
+@pytest.mark.parametrize("cell", ["gru", "lstm"])
+def test_beam_search_with_input_feeding_is_the_reference(attention, cell):
+    model = build(attention, cell=cell, input_feeding=True)
+    results = model.decode(SOURCES, beam_size=3, num_hypotheses=3, max_decoding_length=6, return_scores=True)
+    for source, result in zip(SOURCES, results):
+        agree(model, source, result, beam_size=3, num_hypotheses=3)
+
+
 @pytest.mark.parametrize(
     "options",
     [

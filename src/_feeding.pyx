@@ -1,0 +1,473 @@
+"""Training with input feeding: the decoder goes step by step, since each step reads what the one before attended to.
+
+Tokens are compact and time-major: sentences stand from the longest target to the shortest, step t has the rows
+first[t] : first[t] + active[t]. Threads share out sentences and never wait for each other; the weights' gradients are
+products over all tokens after the loop.
+"""
+
+from libc.stdint cimport int64_t
+from libc.string cimport memcpy, memset
+
+cimport numpy as cnp
+
+import numpy as np
+
+from rnn_core._dense cimport least, share
+from rnn_core._decoder cimport MOST_LAYERS, Net, Plan
+from rnn_core._kernels cimport *
+from rnn_core._plan cimport Block, Direction, Weights, block, padded, rows_at, rows_by, whole
+from rnn_core._rows cimport *
+from rnn_core._runtime cimport fp_begin, fp_end, kernels_f32, num_threads, raise_pending, run, tick
+
+cnp.import_array()
+
+cdef enum:
+    SUM_BLOCK = 512                    # tokens that one chain of a weight gradient spans
+
+# Pointers into NumPy arrays that Python keeps. N tokens, B sentences; `units` is H in whole vectors.
+cdef struct Layer:
+    Direction *d
+    char *x                            # (N, inputs)
+    char *h                            # (N, units): states after each step
+    char *h0                           # (B, units)
+    char *c                            # (B, units): LSTM's cell
+    char *saved
+    char *saved_c
+    char *mask                         # (N, H) between this layer and the next, or NULL
+    char *dz                           # (N, dz)
+    char *dh                           # (B, units)
+    char *dc
+    char *dy                           # (B, H): gradient of a lower layer's output
+    char *dw
+    char *dr
+    char *db_ih
+    char *db_hh
+
+cdef struct Sentence:
+    Py_ssize_t sources, steps
+    char *keys
+    char *memory
+    char *packed_keys                  # dot and general
+    char *packed_memory
+    char *weights                      # (T, S)
+    char *ds                           # (T, S): gradients of the scores
+    char *dkeys
+    char *dmemory
+    char *dv
+
+cdef struct Feed:
+    const Net *net
+    Layer layers[MOST_LAYERS]
+    Sentence *sentences
+    Py_ssize_t rows, steps, tokens, sources
+    const int64_t *active
+    const int64_t *first
+    char *joined                       # (N, width + H)
+    char *result                       # (N, size): a_t
+    char *queries                      # (N, H)
+    char *dresult                      # (N, size): in the output layer's part; out before tanh
+    char *djoined                      # (N, width + H)
+    char *dqueries                     # (N, H), zero
+    char *dinputs                      # (N, E + size)
+    Py_ssize_t embedding
+    rc_shape combine_shape, query_shape
+    void *combine_back                 # packed for the way back
+    void *query_back
+    char *gates
+    char *product
+    char *work                         # (threads, most sources, H)
+    void **pointers                    # (N)
+    int stop
+
+
+cdef void gemm(const rc_kernels *k, const rc_shape *shape, const void *packed, const void *bias, bint accumulate,
+               bint whole_rows, rc_rows a, rc_rows c, Py_ssize_t n) noexcept nogil:
+    cdef rc_gemm g
+    g.shape, g.packed, g.bias, g.accumulate, g.padded = shape[0], packed, bias, accumulate, whole_rows
+    g.a, g.c, g.row_begin, g.row_end, g.panel_begin, g.panel_end = a, c, 0, n, 0, rc_panels(shape, k.lanes)
+    k.gemm(&g)
+
+
+cdef inline rc_rows at(char *base, Py_ssize_t row, Py_ssize_t stride, const Feed *f) noexcept nogil:
+    return rows_at(base + row * stride * <Py_ssize_t>f.net.kernels.itemsize, stride)
+
+
+cdef inline Py_ssize_t padded_units(const Feed *f) noexcept nogil:
+    return whole(f.net.hidden, f.net.kernels.lanes)
+
+
+cdef inline Py_ssize_t running(const Feed *f, Py_ssize_t t, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
+    return least(f.active[t], end) - begin if f.active[t] > begin else 0
+
+
+cdef void multiply_rows(const Feed *f, const char *a, Py_ssize_t a_stride, const char *b, char *to, Py_ssize_t rows,
+                        Py_ssize_t n) noexcept nogil:
+    """to (rows, n) = a * b; b NULL: a."""
+    cdef Py_ssize_t i, j, size = f.net.kernels.itemsize
+    for i in range(rows):
+        if b == NULL:
+            memcpy(to + i * n * size, a + i * a_stride * size, n * size)
+            continue
+        for j in range(n):
+            rc_set(f.net.kernels, to, i * n + j, rc_get(f.net.kernels, a, i * a_stride + j)
+                   * rc_get(f.net.kernels, b, i * n + j))
+
+
+cdef rc_rows states_before(const Feed *f, const Layer *l, Py_ssize_t t, Py_ssize_t row) noexcept nogil:
+    if t == 0:
+        return at(l.h0, row, padded_units(f), f)
+    return at(l.h, f.first[t - 1] + row, padded_units(f), f)
+
+
+# ---- forward ----------------------------------------------------------------------------------------------------
+
+
+cdef void step_layer(const Feed *f, int layer, Py_ssize_t t, Py_ssize_t row, Py_ssize_t n) noexcept nogil:
+    cdef const Layer *l = &f.layers[layer]
+    cdef Py_ssize_t base = f.first[t] + row, units = padded_units(f), lanes = f.net.kernels.lanes
+    cdef Py_ssize_t size = f.net.kernels.itemsize
+    cdef rc_step s
+    memset(&s, 0, sizeof(rc_step))
+    s.gates = at(f.gates, row, rc_row_size(&l.d.w, lanes), f)
+    gemm(f.net.cells, &l.d.w, l.d.w_packed, l.d.bias, False, True, at(l.x, base, l.d.inputs, f), s.gates, n)
+    s.cell, s.shape, s.chains, s.packed, s.bias = l.d.cell, l.d.r, l.d.chains, l.d.r_packed, l.d.bias_n
+    s.h_prev, s.h_next = states_before(f, l, t, row), at(l.h, base, units, f)
+    s.c = at(l.c, row, units, f)
+    s.saved = at(l.saved, base, units * rc_saved_gates(l.d.cell), f)
+    if l.d.cell == RC_LSTM:
+        s.saved_c = at(l.saved_c, base, units, f)
+    if f.net.cells.gemm != kernels_f32().gemm:
+        s.product = at(f.product, row, rc_row_size(&l.d.w, lanes), f)
+    s.row_end, s.panel_end = n, rc_panels(&l.d.r, lanes)
+    f.net.cells.step(&s)
+    if layer + 1 < f.net.layers:
+        multiply_rows(f, l.h + base * units * size, units,
+                      NULL if l.mask == NULL else l.mask + base * f.net.hidden * size,
+                      f.layers[layer + 1].x + base * f.net.hidden * size, n, f.net.hidden)
+
+
+cdef void look_one(const Feed *f, Py_ssize_t m, Py_ssize_t t, int rank) noexcept nogil:
+    """Attention of sentence m's step t."""
+    cdef const Net *net = f.net
+    cdef const Sentence *s = &f.sentences[m]
+    cdef Py_ssize_t size = net.kernels.itemsize, token = f.first[t] + m, stride = net.width + net.hidden
+    cdef char *weights = s.weights + t * s.sources * size
+    cdef char *context = f.joined + token * stride * size
+    cdef rc_shape shape
+    cdef rc_outer o
+    if net.kind == 2:
+        rc_additive(net.kernels, f.queries + token * net.hidden * size, s.keys, net.v, s.sources, net.hidden,
+                    f.work + rank * f.sources * net.hidden * size, weights)
+    else:
+        shape.k, shape.units, shape.gates = net.hidden, s.sources, 1
+        gemm(net.kernels, &shape, s.packed_keys, NULL, False, False, rows_at(context + net.width * size, stride),
+             rows_at(weights, s.sources), 1)
+    rc_softmax(net.kernels, weights, 1, s.sources)
+    memset(context, 0, net.width * size)
+    o.a, o.x, o.c, o.c_stride = rows_at(weights, 1), rows_at(s.memory, net.width), context, stride
+    o.rows, o.n, o.m_begin, o.m_end = s.sources, net.width, 0, 1
+    net.kernels.outer(&o)
+
+
+cdef void forward_step(const Feed *f, Py_ssize_t t, Py_ssize_t row, Py_ssize_t n, int rank) noexcept nogil:
+    cdef const Net *net = f.net
+    cdef Py_ssize_t size = net.kernels.itemsize, base = f.first[t] + row, i, x = f.embedding + net.size
+    cdef Py_ssize_t stride = net.width + net.hidden, units = padded_units(f)
+    cdef const Layer *top = &f.layers[net.layers - 1]
+    cdef char *fed
+    cdef int layer
+    for i in range(n):
+        fed = f.layers[0].x + ((base + i) * x + f.embedding) * size
+        if t == 0:
+            memset(fed, 0, net.size * size)
+        else:
+            memcpy(fed, f.result + (f.first[t - 1] + row + i) * net.size * size, net.size * size)
+    for layer in range(net.layers):
+        step_layer(f, layer, t, row, n)
+    for i in range(n):
+        memcpy(f.joined + ((base + i) * stride + net.width) * size, top.h + (base + i) * units * size, net.hidden * size)
+    if net.kind == 2:
+        gemm(net.kernels, &net.query.shape, net.query.packed, net.query.bias, False, False,
+             rows_at(f.joined + (base * stride + net.width) * size, stride), at(f.queries, base, net.hidden, f), n)
+    for i in range(n):
+        look_one(f, row + i, t, rank)
+    gemm(net.kernels, &net.combine.shape, net.combine.packed, net.combine.bias, False, False,
+         at(f.joined, base, stride, f), at(f.result, base, net.size, f), n)
+    fed = f.result + base * net.size * size
+    net.kernels.activate(RC_TANH, fed, fed, n * net.size)
+
+
+cdef void forward_task(void *context, int rank, int size) noexcept nogil:
+    cdef Feed *f = <Feed *>context
+    cdef Py_ssize_t begin = share(f.rows, 1, rank, size), end = share(f.rows, 1, rank + 1, size), t = 0, m, n
+    cdef rc_shape shape
+    cdef double next = 0
+    for m in range(begin, end):
+        if f.net.kind == 1:
+            shape.k, shape.units, shape.gates = f.net.hidden, f.sentences[m].sources, 1
+            f.net.kernels.pack(&shape, f.sentences[m].keys, f.net.hidden, 1, f.sentences[m].packed_keys)
+    while t < f.steps and not f.stop:
+        n = running(f, t, begin, end)
+        if n == 0:
+            return
+        forward_step(f, t, begin, n, rank)
+        t += 1
+        if rank == 0 and tick(&next) != 0:
+            f.stop = 1
+
+
+# ---- backward ---------------------------------------------------------------------------------------------------
+
+
+cdef void look_back(const Feed *f, Py_ssize_t m, Py_ssize_t t, int rank) noexcept nogil:
+    """Gradients of the scores of sentence m's step t, and of its query: into djoined or, additive, dqueries."""
+    cdef const Net *net = f.net
+    cdef const Sentence *s = &f.sentences[m]
+    cdef Py_ssize_t size = net.kernels.itemsize, token = f.first[t] + m, stride = net.width + net.hidden
+    cdef char *ds = s.ds + t * s.sources * size
+    cdef char *d = f.djoined + token * stride * size
+    cdef rc_shape shape
+    cdef rc_outer o
+    shape.k, shape.units, shape.gates = net.width, s.sources, 1
+    gemm(net.kernels, &shape, s.packed_memory, NULL, False, False, rows_at(d, stride), rows_at(ds, s.sources), 1)
+    rc_softmax_back(net.kernels, s.weights + t * s.sources * size, ds, 1, s.sources)
+    if net.kind == 2:
+        rc_additive_back(net.kernels, f.queries + token * net.hidden * size, s.keys, net.v, ds, s.sources, net.hidden,
+                         f.work + rank * f.sources * net.hidden * size, f.dqueries + token * net.hidden * size,
+                         s.dkeys, s.dv)
+        return
+    o.a, o.x, o.c, o.c_stride = rows_at(ds, 1), rows_at(s.keys, net.hidden), d + net.width * size, stride
+    o.rows, o.n, o.m_begin, o.m_end = s.sources, net.hidden, 0, 1
+    net.kernels.outer(&o)
+
+
+cdef void step_layer_back(const Feed *f, int layer, Py_ssize_t t, Py_ssize_t row, Py_ssize_t n) noexcept nogil:
+    cdef const Layer *l = &f.layers[layer]
+    cdef Py_ssize_t base = f.first[t] + row, units = padded_units(f), size = f.net.kernels.itemsize
+    cdef Py_ssize_t h = f.net.hidden
+    cdef rc_step_back s
+    cdef rc_rows dx
+    memset(&s, 0, sizeof(rc_step_back))
+    s.cell, s.units, s.saved = l.d.cell, h, at(l.saved, base, units * rc_saved_gates(l.d.cell), f)
+    if l.d.cell == RC_LSTM:
+        s.saved_c = at(l.saved_c, base, units, f)
+    s.h_prev = states_before(f, l, t, row)
+    s.dy = at(l.dy, row, h, f)
+    if layer + 1 == f.net.layers:
+        s.dy = rows_at(f.djoined + (base * (f.net.width + h) + f.net.width) * size, f.net.width + h)
+    s.dh, s.dc, s.dz = at(l.dh, row, units, f), at(l.dc, row, units, f), at(l.dz, base, l.d.dz, f)
+    s.row_end, s.unit_end = n, rc_vectors(h, f.net.kernels.lanes)
+    f.net.cells.step_back(&s)
+    gemm(f.net.cells, &l.d.rt, l.d.rt_packed, NULL, True, True,
+         rows_at(<char *>s.dz.base + l.d.recurrent[0].column * size, l.d.dz), s.dh, n)
+    dx = at(f.dinputs, base, l.d.inputs, f) if layer == 0 else at(f.layers[layer - 1].dy, row, h, f)
+    gemm(f.net.cells, &l.d.wt, l.d.wt_packed, NULL, False, False, s.dz, dx, n)
+    if layer and f.layers[layer - 1].mask != NULL:
+        multiply_rows(f, <char *>dx.base, h, f.layers[layer - 1].mask + base * h * size, <char *>dx.base, n, h)
+
+
+cdef void backward_step(const Feed *f, Py_ssize_t t, Py_ssize_t row, Py_ssize_t n, int rank) noexcept nogil:
+    cdef const Net *net = f.net
+    cdef Py_ssize_t size = net.kernels.itemsize, base = f.first[t] + row, i, j, stride = net.width + net.hidden
+    cdef Py_ssize_t x = f.embedding + net.size, later
+    cdef int layer
+    for i in range(running(f, t + 1, row, row + n) if t + 1 < f.steps else 0):
+        later = f.first[t + 1] + row + i
+        for j in range(net.size):
+            rc_set(net.kernels, f.dresult, (base + i) * net.size + j,
+                   rc_get(net.kernels, f.dresult, (base + i) * net.size + j)
+                   + rc_get(net.kernels, f.dinputs, later * x + f.embedding + j))
+    rc_tanh_back(net.kernels, f.result + base * net.size * size, f.dresult + base * net.size * size, n * net.size)
+    gemm(net.kernels, &f.combine_shape, f.combine_back, NULL, False, False, at(f.dresult, base, net.size, f),
+         at(f.djoined, base, stride, f), n)
+    for i in range(n):
+        look_back(f, row + i, t, rank)
+    if net.kind == 2:
+        gemm(net.kernels, &f.query_shape, f.query_back, NULL, True, False, at(f.dqueries, base, net.hidden, f),
+             rows_at(f.djoined + (base * stride + net.width) * size, stride), n)
+    for layer in range(net.layers - 1, -1, -1):
+        step_layer_back(f, layer, t, row, n)
+
+
+cdef void sentence_back(const Feed *f, Py_ssize_t m) noexcept nogil:
+    """The gradients of memory and keys, over all steps of sentence m."""
+    cdef const Net *net = f.net
+    cdef const Sentence *s = &f.sentences[m]
+    cdef Py_ssize_t size = net.kernels.itemsize, stride = (net.width + net.hidden) * size, t
+    cdef void **pointers = f.pointers + m * f.steps
+    cdef rc_outer o
+    for t in range(s.steps):
+        pointers[t] = f.djoined + (f.first[t] + m) * stride
+    o.a, o.x, o.c, o.c_stride = rows_at(s.weights, s.sources), rows_by(pointers), s.dmemory, net.width
+    o.rows, o.n, o.m_begin, o.m_end = s.steps, net.width, 0, s.sources
+    net.kernels.outer(&o)
+    if net.kind == 1:
+        for t in range(s.steps):
+            pointers[t] = f.joined + (f.first[t] + m) * stride + net.width * size
+        o.a, o.c, o.c_stride, o.n = rows_at(s.ds, s.sources), s.dkeys, net.hidden, net.hidden
+        net.kernels.outer(&o)
+
+
+cdef void backward_task(void *context, int rank, int size) noexcept nogil:
+    cdef Feed *f = <Feed *>context
+    cdef Py_ssize_t begin = share(f.rows, 1, rank, size), end = share(f.rows, 1, rank + 1, size), t = f.steps - 1, m, n
+    cdef rc_shape shape
+    cdef double next = 0
+    for m in range(begin, end):
+        shape.k, shape.units, shape.gates = f.net.width, f.sentences[m].sources, 1
+        f.net.kernels.pack(&shape, f.sentences[m].memory, f.net.width, 1, f.sentences[m].packed_memory)
+    while t >= 0 and not f.stop:
+        n = running(f, t, begin, end)
+        if n:
+            backward_step(f, t, begin, n, rank)
+        t -= 1
+        if rank == 0 and tick(&next) != 0:
+            f.stop = 1
+    for m in range(begin, end):
+        sentence_back(f, m)
+
+
+cdef void weights_task(void *context, int rank, int size) noexcept nogil:
+    """The gradients of W, R and the biases; threads share out their rows."""
+    cdef Feed *f = <Feed *>context
+    cdef Layer *l
+    cdef Py_ssize_t begin, n
+    cdef int layer, i
+    for layer in range(f.net.layers):
+        l = &f.layers[layer]
+        begin = 0
+        while begin < f.tokens:
+            n = least(SUM_BLOCK, f.tokens - begin)
+            for i in range(l.d.inputs_count):
+                add_gradient(f, l, l.d.input[i].column, l.d.input[i].row, l.d.input[i].count, l.dw, l.db_ih,
+                             at(l.x, begin, l.d.inputs, f), l.d.inputs, begin, n, rank, size)
+            add_gradient(f, l, l.d.recurrent[0].column, l.d.recurrent[0].row, l.d.recurrent[0].count, l.dr, l.db_hh,
+                         rows_by(f.pointers + layer * f.tokens + begin), f.net.hidden, begin, n, rank, size)
+            begin += n
+
+
+cdef void add_gradient(const Feed *f, const Layer *l, Py_ssize_t column, Py_ssize_t row, Py_ssize_t count, char *dw,
+                       char *db, rc_rows x, Py_ssize_t columns, Py_ssize_t begin, Py_ssize_t n, int rank,
+                       int size) noexcept nogil:
+    cdef Py_ssize_t itemsize = f.net.kernels.itemsize
+    cdef rc_outer o
+    o.a = rows_at(l.dz + (begin * l.d.dz + column) * itemsize, l.d.dz)
+    o.x, o.c, o.c_stride, o.rows, o.n = x, dw + row * columns * itemsize, columns, n, columns
+    o.m_begin, o.m_end = count * rank // size, count * (rank + 1) // size
+    f.net.cells.outer(&o)
+    f.net.kernels.column_sums(&o.a, n, db + row * itemsize, o.m_begin, o.m_end)
+
+
+# ---- from Python ------------------------------------------------------------------------------------------------
+
+
+cdef char *data(object array) except? NULL:
+    return NULL if array is None else <char *>cnp.PyArray_DATA(array)
+
+
+cdef int start(Feed *f, void (*task)(void *, int, int) noexcept nogil) except -1:
+    cdef bint single = f.net.kernels.itemsize == 4
+    cdef unsigned control = fp_begin() if single else 0
+    cdef int threads = num_threads() if single else 1      # BLAS has threads of its own
+    with nogil:
+        run(task, f, threads)
+    if single:
+        fp_end(control)
+    if f.stop:
+        raise_pending()
+    return 0
+
+
+cdef class Loop:
+    """One batch's arrays, made by rnn_core.seq2seq_feeding, as the loops see them."""
+    cdef Feed f
+    cdef list kept
+    cdef Block memory
+    cdef Weights weights
+
+    def __init__(self, Plan plan, Weights weights, dict a, Py_ssize_t embedding):
+        """a: the arrays by name; `layers`, `sentences`: lists of dictionaries."""
+        cdef Feed *f = &self.f
+        cdef Py_ssize_t i, size = plan.net.kernels.itemsize, total = 0, sources, lanes = plan.net.kernels.lanes
+        cdef const int64_t[::1] active = a["active"]
+        cdef const int64_t[::1] first = a["first"]
+        cdef const int64_t[::1] lengths = a["source_lengths"]
+        cdef const int64_t[::1] steps = a["steps"]
+        cdef const int64_t[::1] begins = a["source_begins"]
+        cdef const int64_t[::1] places = a["weight_begins"]
+        self.kept, self.weights = [plan, a, active, first], weights
+        f.net, f.embedding = &plan.net, embedding
+        f.rows, f.steps, f.tokens = len(steps), len(active), a["joined"].shape[0]
+        f.active, f.first = &active[0], &first[0]
+        f.sources = max(a["source_lengths"])
+        for name_layer, given in enumerate(a["layers"]):
+            self.set_layer(&f.layers[name_layer], name_layer, given)
+        f.joined, f.result, f.queries = data(a["joined"]), data(a["result"]), data(a["queries"])
+        cdef Py_ssize_t row = rc_row_size(&weights.directions[0].w, lanes)
+        for i in range(f.rows):
+            total += 2 * padded(whole(lengths[i], lanes) * max(plan.net.hidden, plan.net.width), size)
+        total += 2 * padded(row * f.rows, size) + padded(f.rows, sizeof(Sentence))
+        total += padded(num_threads() * f.sources * plan.net.hidden, size) + 1024
+        total += padded(max(f.rows * f.steps, f.tokens * plan.net.layers), sizeof(void *))
+        self.memory = block(total)
+        f.sentences = <Sentence *>self.memory.take_zeros(f.rows * sizeof(Sentence))
+        f.gates = <char *>self.memory.take(row * f.rows * size)
+        f.product = <char *>self.memory.take(row * f.rows * size)
+        f.work = <char *>self.memory.take(num_threads() * f.sources * plan.net.hidden * size)
+        f.pointers = <void **>self.memory.take(max(f.rows * f.steps, f.tokens * plan.net.layers) * sizeof(void *))
+        cdef Sentence *s
+        for i in range(f.rows):
+            s = &f.sentences[i]
+            s.sources, s.steps = lengths[i], steps[i]
+            s.keys = data(a["keys"]) + begins[i] * plan.net.hidden * size
+            s.memory = data(a["memory"]) + begins[i] * plan.net.width * size
+            s.weights = data(a["weights"]) + places[i] * size
+            sources = whole(s.sources, lanes)
+            s.packed_keys = <char *>self.memory.take(sources * plan.net.hidden * size)
+            s.packed_memory = <char *>self.memory.take(sources * plan.net.width * size)
+
+    cdef int set_layer(self, Layer *l, int number, dict given) except -1:
+        l.d = &self.weights.directions[number]
+        l.x, l.h, l.h0, l.c = data(given["x"]), data(given["h"]), data(given["h0"]), data(given["c"])
+        l.saved, l.saved_c, l.mask = data(given["saved"]), data(given["saved_c"]), data(given["mask"])
+        return 0
+
+    def forward(self):
+        start(&self.f, forward_task)
+
+    def backward(self, dict d, combine, query):
+        """d: gradient arrays by name; combine, query: their weights (query None unless additive)."""
+        cdef Feed *f = &self.f
+        cdef const Net *net = f.net
+        cdef Py_ssize_t i, m, t, size = net.kernels.itemsize, units = padded_units(f)
+        cdef const int64_t[::1] begins = self.kept[1]["source_begins"]
+        cdef const int64_t[::1] places = self.kept[1]["weight_begins"]
+        cdef Layer *l
+        self.weights.need_backward()
+        f.combine_shape.k, f.combine_shape.units, f.combine_shape.gates = net.size, net.width + net.hidden, 1
+        f.query_shape.k, f.query_shape.units, f.query_shape.gates = net.hidden, net.hidden, 1
+        cdef Block packed = block(padded(rc_packed_size(&f.combine_shape, net.kernels.lanes), size)
+                                  + padded(rc_packed_size(&f.query_shape, net.kernels.lanes), size))
+        f.combine_back = packed.take(rc_packed_size(&f.combine_shape, net.kernels.lanes) * size)
+        f.query_back = packed.take(rc_packed_size(&f.query_shape, net.kernels.lanes) * size)
+        net.kernels.pack(&f.combine_shape, data(combine), 1, net.width + net.hidden, f.combine_back)
+        if query is not None:
+            net.kernels.pack(&f.query_shape, data(query), 1, net.hidden, f.query_back)
+        f.dresult, f.djoined, f.dqueries = data(d["result"]), data(d["joined"]), data(d["queries"])
+        f.dinputs = data(d["inputs"])
+        for i, given in enumerate(d["layers"]):
+            l = &f.layers[i]
+            l.dz, l.dh, l.dc, l.dy = data(given["dz"]), data(given["dh"]), data(given["dc"]), data(given["dy"])
+            l.dw, l.dr = data(given["dw"]), data(given["dr"])
+            l.db_ih, l.db_hh = data(given["db_ih"]), data(given["db_hh"])
+        for m in range(f.rows):
+            f.sentences[m].ds = data(d["weights"]) + places[m] * size
+            f.sentences[m].dkeys = data(d["keys"]) + begins[m] * net.hidden * size
+            f.sentences[m].dmemory = data(d["memory"]) + begins[m] * net.width * size
+            f.sentences[m].dv = data(d["v"]) + m * net.hidden * size
+        start(&self.f, backward_task)
+        for i in range(net.layers):
+            for t in range(f.steps):
+                for m in range(f.active[t]):
+                    f.pointers[i * f.tokens + f.first[t] + m] = <char *>states_before(f, &f.layers[i], t, m).base
+        start(&self.f, weights_task)
