@@ -5,9 +5,9 @@
 g2p     embedding 128, bidirectional GRU encoder 2 x 160, GRU decoder 320, Luong's general attention, 41 phonemes
 large   embedding 256, bidirectional GRU encoder 2 x 256, GRU decoder 512, the same attention, vocabulary of 8,000
 
-Both engines decode the same number of steps (no end token before the last), encoder included; torch runs the usual
-batched beam loop under inference_mode, and both give the same tokens. A training step is forward, loss, backward,
-clipping and Adam (torch: fused) on a ragged batch of 64; torch pads it. Best of all repeats, engines in turns. Markdown.
+Both engines decode the same number of steps (no end token before the last), encoder included; torch runs the
+usual batched beam loop under inference_mode, and both give the same tokens. A training step is forward, loss, backward,
+clipping and Adam (torch: fused) on a ragged batch of 64; torch pads it. Best of all repeats, engines in turns.
 """
 
 from __future__ import annotations

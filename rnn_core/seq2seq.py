@@ -319,9 +319,11 @@ class Decoder(Module):
         if tape.feeding is not None:
             from rnn_core import seq2seq_feeding
 
-            embedded, dstate, dmemory = seq2seq_feeding.backward(self, tape.feeding, d)
-            self.embedding.backward(tape.at, self.drop.backward(tape.masks[0], embedded))
-            return dstate, dmemory
+            embedded: Any
+            embedded, dstate, memory_gradient = seq2seq_feeding.backward(self, tape.feeding, d)
+            embedded = self.drop.backward(tape.masks[0], embedded)
+            self.embedding.backward(tape.at, embedded)
+            return dstate, memory_gradient
         dmemory: Array | None = None
         if self.combines:
             _attention.tanh(tape.hidden, d)
@@ -332,7 +334,7 @@ class Decoder(Module):
             dh += d[:, width:]
             d = dh
         dx, dstate = self.rnn.backward(tape.rnn, d)
-        embedded: Any = self.drop.backward(tape.masks[0], dx.values)
+        embedded = self.drop.backward(tape.masks[0], dx.values)
         self.embedding.backward(tape.at, embedded)
         return dstate, dmemory
 

@@ -198,7 +198,8 @@ def _checked_options(decoder: Decoder, o: DecodeOptions) -> dict[str, Any]:
     options = _compiled_options(decoder, o)
     try:
         if key is not None:
-            decoder._known_options = {**decoder._known_options, key: options} if len(decoder._known_options) < 32 else {}
+            known = decoder._known_options if len(decoder._known_options) < 32 else {}
+            decoder._known_options = {**known, key: options}
     except TypeError:  # a list among the options
         pass
     return options

@@ -12,7 +12,6 @@ from rnn_core.module import aligned_zeros
 from rnn_core.recurrent import Ragged, _Input
 
 Array = NDArray[Any]
-LANES = 16  # rows of states are padded to whole vectors of any instruction set
 
 
 def forward(decoder: Any, inputs: Ragged, embedded: Array, state: Any, memory: Array, source_lengths: Array,
@@ -20,7 +19,8 @@ def forward(decoder: Any, inputs: Ragged, embedded: Array, state: Any, memory: A
     """(a_t of every token (tokens, A), tape). embedded (tokens, E) as the first layer is to read it."""
     from rnn_core.seq2seq_decode import plan_of
 
-    a = _places(inputs.lengths, source_lengths)
+    plan, a = plan_of(decoder), _places(inputs.lengths, source_lengths)
+    a["units"] = plan.whole(decoder.hidden_size)
     keys, keys_tape = decoder.attention.project(memory)
     n, hidden, size = len(embedded), decoder.hidden_size, decoder.attention_size
     dtype, tokens = decoder.dtype, a["tokens"]
@@ -29,7 +29,7 @@ def forward(decoder: Any, inputs: Ragged, embedded: Array, state: Any, memory: A
     a.update(keys=keys, memory=memory, weights=np.empty(int((inputs.lengths * source_lengths).sum()), dtype),
              joined=np.empty((n, memory.shape[1] + hidden), dtype), result=np.empty((n, size), dtype),
              queries=np.empty((n, hidden), dtype), layers=_layers(decoder, a, x, state, train))
-    loop = _feeding.Loop(plan_of(decoder), decoder.rnn._weights(), a, embedded.shape[1])
+    loop = _feeding.Loop(plan, decoder.rnn._weights(), a, embedded.shape[1])
     if n:
         loop.forward()
     found = np.empty_like(a["result"])
@@ -58,7 +58,7 @@ def _places(lengths: Array, source_lengths: Array) -> dict[str, Any]:
 def _layers(decoder: Any, a: dict[str, Any], x: Array, state: Any, train: bool) -> list[dict[str, Any]]:
     """The arrays of each layer; padded columns are zero."""
     rnn, n, batch, hidden = decoder.rnn, len(x), len(a["order"]), decoder.hidden_size
-    units = -(-hidden // LANES) * LANES
+    units = a["units"]  # rows of states are whole vectors
     saved = {"lstm": 4, "gru": 4}.get(rnn._cell(), 1)
     h0, c0 = state if isinstance(state, tuple) else (state, None)
     masks: list[Any] = [None] * rnn.num_layers
@@ -84,7 +84,7 @@ def backward(decoder: Any, tape: Any, dresult: Array) -> tuple[Array, Any, Array
     loop, a, keys_tape = tape
     rnn, attention, hidden, dtype = decoder.rnn, decoder.attention, decoder.hidden_size, decoder.dtype
     batch, n = len(a["order"]), len(dresult)
-    units, width = -(-hidden // LANES) * LANES, a["layers"][0]["x"].shape[1]
+    units, width = a["units"], a["layers"][0]["x"].shape[1]
     per_unit = {"lstm": 4, "gru": 4}.get(rnn._cell(), 1)
     grads = rnn._arrays({name: rnn._grad(name) for name in rnn._buffers})
     layers = [{

@@ -48,6 +48,10 @@ cdef class Plan:
         if not feeds and self.net.vocabulary <= TABLE_TOKENS:
             self.make_table()
 
+    def whole(self, Py_ssize_t n):
+        """n in whole vectors of this machine's kernels."""
+        return wide(&self.net, n)
+
     cdef int product(self, Product *p, weight, bias) except -1:
         cdef size_t itemsize = self.net.kernels.itemsize, row
         p.shape.units, p.shape.k, p.shape.gates = weight.shape[0], weight.shape[1], 1
