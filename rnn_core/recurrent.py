@@ -239,7 +239,7 @@ class Recurrent(Module):
     def _is_plain(self, x: Any) -> bool:
         return bool(self._engine().takes(x))
 
-    def _run_plain(self, x: Array) -> Any:
+    def _run_plain(self, x: Any) -> Any:
         """Inference on an array that needs no look at it, from a zero state: a short call is mostly overhead."""
         first, second, _ = x.shape
         steps, batch = (second, first) if self.batch_first else (first, second)
@@ -266,7 +266,7 @@ class Recurrent(Module):
         source = self._input(x, lengths)
         h0, c0 = self._states("state", state, source.batch, source.unbatched)
         y, final = source.empty(self._directions * self._out), self._new_states(source.batch)
-        states = self._every_state(source) if every else [None, None]
+        states: list[Array | None] = self._every_state(source) if every else [None, None]
         masks = self._masks(source) if keep and self.dropout and self.num_layers > 1 else None
         versions = self._versions()
         engine = self._engine().forward(
