@@ -15,6 +15,7 @@ cdef extern from "kernels.h" nogil:
         int accumulate, padded
         rc_rows a, c
         ptrdiff_t row_begin, row_end, panel_begin, panel_end
+        int backwards
     ctypedef struct rc_outer:
         rc_rows a, x
         void *c
@@ -30,6 +31,7 @@ cdef extern from "kernels.h" nogil:
         const void *bias
         rc_rows gates, product, h_prev, h_next, c, reset, y, saved, saved_c
         ptrdiff_t row_begin, row_end, panel_begin, panel_end
+        int backwards
     ctypedef struct rc_step_back:
         rc_cell cell
         int phase

@@ -82,7 +82,7 @@ cdef void times_transposed(const Attend *a, const Sentence *s, char *rows, Py_ss
     cdef rc_gemm g
     g.shape.k, g.shape.units, g.shape.gates = n, s.sources, 1
     a.k.pack(&g.shape, matrix, n, 1, s.packed)
-    g.packed, g.bias, g.accumulate, g.padded = s.packed, NULL, False, False
+    g.packed, g.bias, g.accumulate, g.padded, g.backwards = s.packed, NULL, False, False, False
     g.a, g.c = rows_at(rows, stride), rows_at(to, s.sources)
     g.row_begin, g.row_end, g.panel_begin, g.panel_end = 0, s.targets, 0, rc_panels(&g.shape, a.k.lanes)
     a.k.gemm(&g)

@@ -43,6 +43,7 @@ cdef void product(const BackPass *p, const rc_shape *shape, void *packed, rc_row
     """c (+)= a times a packed matrix, for this thread's columns."""
     cdef rc_gemm job
     job.shape, job.packed, job.bias, job.accumulate, job.padded = shape[0], packed, NULL, accumulate, is_padded
+    job.backwards = False
     job.a, job.c, job.row_begin, job.row_end = a, c, 0, rows
     job.panel_begin = part.unit_begin // 4
     job.panel_end = min((part.unit_end + 3) // 4, rc_panels(shape, p.kernels.lanes))

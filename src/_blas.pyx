@@ -120,6 +120,7 @@ cdef void step(real *tag, const rc_step *s) noexcept nogil:
     cdef rc_gemm g
     cdef rc_step cell = s[0]
     g.shape, g.packed, g.bias, g.accumulate, g.padded = s.shape, s.packed, NULL, False, True
+    g.backwards = False
     g.a = s.reset if s.cell == RC_GRU_RESET_BEFORE and s.phase else s.h_prev
     g.c = s.product
     g.row_begin, g.row_end, g.panel_begin, g.panel_end = s.row_begin, s.row_end, s.panel_begin, s.panel_end

@@ -83,7 +83,7 @@ cdef void project(const Net *plan, Direction *d, rc_rows a, rc_rows c, Py_ssize_
     cdef rc_gemm g
     g.shape, g.packed, g.bias, g.accumulate, g.padded = d.w, d.w_packed, d.bias, False, True
     g.a, g.c, g.row_begin, g.row_end, g.panel_begin = a, c, 0, n, 0
-    g.panel_end = rc_panels(&d.w, plan.kernels.lanes)
+    g.panel_end, g.backwards = rc_panels(&d.w, plan.kernels.lanes), False
     plan.cells.gemm(&g)
 
 
@@ -92,7 +92,7 @@ cdef void multiply(const rc_kernels *k, const Product *p, rc_rows a, rc_rows c, 
     cdef rc_gemm g
     g.shape, g.packed, g.bias, g.accumulate, g.padded = p.shape, p.packed, p.bias, False, False
     g.a, g.c, g.row_begin, g.row_end, g.panel_begin = a, c, 0, n, 0
-    g.panel_end = rc_panels(&p.shape, k.lanes)
+    g.panel_end, g.backwards = rc_panels(&p.shape, k.lanes), False
     k.gemm(&g)
 
 
@@ -248,7 +248,7 @@ cdef void look(const Net *plan, Steps *s, const Source *source, Py_ssize_t begin
                         source.length, plan.hidden, s.work, weights + i * source.length * itemsize)
     else:
         g.shape.k, g.shape.units, g.shape.gates = plan.hidden, source.length, 1
-        g.packed, g.bias, g.accumulate, g.padded = source.packed, NULL, False, False
+        g.packed, g.bias, g.accumulate, g.padded, g.backwards = source.packed, NULL, False, False, False
         g.a, g.c = rows_at(joined + plan.width * itemsize, stride), rows_at(weights, source.length)
         g.row_begin, g.row_end, g.panel_begin, g.panel_end = 0, n, 0, rc_panels(&g.shape, plan.kernels.lanes)
         plan.kernels.gemm(&g)

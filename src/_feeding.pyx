@@ -83,7 +83,7 @@ cdef struct Feed:
 cdef void gemm(const rc_kernels *k, const rc_shape *shape, const void *packed, const void *bias, bint accumulate,
                bint whole_rows, rc_rows a, rc_rows c, Py_ssize_t n) noexcept nogil:
     cdef rc_gemm g
-    g.shape, g.packed, g.bias, g.accumulate, g.padded = shape[0], packed, bias, accumulate, whole_rows
+    g.shape, g.packed, g.bias, g.accumulate, g.padded, g.backwards = shape[0], packed, bias, accumulate, whole_rows, False
     g.a, g.c, g.row_begin, g.row_end, g.panel_begin, g.panel_end = a, c, 0, n, 0, rc_panels(shape, k.lanes)
     k.gemm(&g)
 

@@ -11,6 +11,10 @@ from rnn_core._plan cimport Batch, Direction, Team, View, interrupted, meet, row
     token, whole
 
 
+cdef enum:
+    FEW_ROWS = 8
+
+
 cdef struct Part:
     # What one thread does of a pass: sequences [row_begin, row_end), and its share of hidden units.
     ptrdiff_t row_begin, row_end
@@ -42,7 +46,7 @@ cdef void project_inputs(Pass *p, const Batch *b, const Part *part, ptrdiff_t be
             pointers[n] = token(&p.x, b, t, m)
             n += 1
     job.shape, job.packed, job.bias = p.d.w, p.d.w_packed, p.d.bias
-    job.accumulate, job.padded = False, True
+    job.accumulate, job.padded, job.backwards = False, True, False
     job.a = rows_by(pointers)
     job.c = rows_at(gates, rc_row_size(&p.d.w, p.kernels.lanes))
     job.row_begin, job.row_end = 0, n
@@ -65,9 +69,10 @@ cdef void prepare_step(Pass *p, const Batch *b, const Part *part, rc_step *s) no
     s.product = from_row(p.product, rc_row_size(&p.d.w, lanes), row, itemsize)
 
 
-cdef void run_cell(Pass *p, const Part *part, rc_step *s, bint second) noexcept nogil:
-    """The step's product and cell; `second`: GRU_RESET_BEFORE's n, from r*h."""
-    s.phase = second
+cdef void run_cell(Pass *p, const Part *part, rc_step *s, ptrdiff_t done, bint second) noexcept nogil:
+    """The product and cell of the `done`-th step; `second`: GRU_RESET_BEFORE's n, from r*h. With few rows, which only
+    wait for the weights, every other step takes the panels backwards: it starts with those still in the cache."""
+    s.phase, s.backwards = second, done % 2 and s.row_end < FEW_ROWS
     s.shape = p.d.rn if second else p.d.r
     s.packed = p.d.rn_packed if second else p.d.r_packed
     s.panel_begin, s.panel_end = part.gates_begin, part.gates_end
@@ -100,7 +105,7 @@ cdef void project_state(Pass *p, const Batch *b, const Part *part, const rc_step
     cdef ptrdiff_t lanes = p.kernels.lanes
     cdef rc_gemm job
     job.shape, job.packed, job.bias = p.d.p, p.d.p_packed, NULL
-    job.accumulate, job.padded = False, True
+    job.accumulate, job.padded, job.backwards = False, True, False
     job.a = s.h_next
     job.c = rows_at(other_state(p, part, s), whole(p.d.out, lanes))
     job.row_begin, job.row_end = 0, s.row_end
@@ -131,11 +136,11 @@ cdef bint one_step(Pass *p, const Batch *b, const Part *part, Team *team, rc_ste
         for m in range(s.row_end):
             pointers[m] = token(&p.y, b, t, part.row_begin + m)
         s.y = rows_by(pointers)
-    run_cell(p, part, s, False)
+    run_cell(p, part, s, done, False)
     if p.d.cell == RC_GRU_RESET_BEFORE:
         if team.units and meet(team):
             return True
-        run_cell(p, part, s, True)
+        run_cell(p, part, s, done, True)
     if p.d.projection:
         if team.units and meet(team):
             return True

@@ -166,7 +166,7 @@ cdef class Plan:
         cdef Packed packed = self._ready(self.ahead, True)
         self.ahead = packed
         p.job.shape, p.job.packed, p.job.bias = packed.shape, packed.memory, NULL
-        p.job.accumulate, p.job.padded, p.rows, p.stop = 0, 0, x.shape[0], 0
+        p.job.accumulate, p.job.padded, p.job.backwards, p.rows, p.stop = 0, 0, 0, x.shape[0], 0
         p.job.a, p.job.c = rows_of(data(x), self.inputs), rows_of(data(y), self.outputs)
         if self.bias is not None:
             kernels().pack_bias(&packed.shape, self.bias.data, NULL, data(bias_row))
@@ -193,6 +193,7 @@ cdef class Plan:
             packed = self._ready(self.back, False)
             self.back = packed
             p.job.shape, p.job.packed, p.job.bias, p.job.accumulate = packed.shape, packed.memory, NULL, 0
+            p.job.backwards = 0
             p.job.padded, p.job.a, p.job.c = 0, rows_of(p.dy, self.outputs), rows_of(data(dx), self.inputs)
             flops *= 2
         launch(gradient_task, &p, flops * GEMM_NS, True)

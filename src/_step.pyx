@@ -73,10 +73,11 @@ cdef class Stepper:
         cdef char *gates = <char *>self.memory.take(rows * row * 4)
         cdef rc_rows none = rows_at(NULL, 0)
         cdef rc_gemm *g = &self.inputs
-        g.shape, g.packed, g.bias, g.accumulate, g.padded = d.w, d.w_packed, d.bias, False, True
+        g.shape, g.packed, g.bias, g.accumulate, g.padded, g.backwards = d.w, d.w_packed, d.bias, False, True, False
         g.c = rows_at(gates, row)
         g.row_begin, g.row_end, g.panel_begin, g.panel_end = 0, rows, 0, rc_panels(&d.w, lanes)
         cdef rc_step *s = &self.cell
+        s.backwards = False
         s.cell, s.phase, s.shape, s.packed, s.bias = d.cell, 0, d.r, d.r_packed, d.bias_n
         s.chains = d.chains if d.cell != RC_GRU_RESET_BEFORE else rc_chains(2, d.units)
         s.gates, s.product, s.h_next, s.c = g.c, none, rows_at(self.h, units), rows_at(self.c, units)

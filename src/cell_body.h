@@ -204,7 +204,7 @@ static __attribute__((noinline)) void step_finish(const rc_step *s, ptrdiff_t ro
 
 static void step(const rc_step *s) {
     const product g = {&s->shape, s->packed, s->phase ? &s->reset : &s->h_prev, s, s->row_begin, s->row_end, s->panel_begin, s->panel_end,
-                       s->chains};
+                       s->chains, s->backwards};
     switch (s->cell) {
     case RC_LSTM: run_gates(LSTM, 4, &g); break;
     case RC_GRU: run_gates(GRU, 3, &g); break;

@@ -68,7 +68,7 @@ INLINE void tile_finish(enum kind kind, const void *job, ptrdiff_t row, ptrdiff_
 
 static void gemm(const rc_gemm *job) {
     const product g = {&job->shape, job->packed, &job->a, job, job->row_begin, job->row_end, job->panel_begin,
-                       job->panel_end, 1};
+                       job->panel_end, 1, job->backwards};
     if (job->shape.gates == 3) run_gates(GEMM, 3, &g);
     else run_columns(GEMM, &g);
 }

@@ -46,6 +46,7 @@ typedef struct {
     rc_rows a, c;
     ptrdiff_t row_begin, row_end;
     ptrdiff_t panel_begin, panel_end;
+    int backwards; /* take the panels from the last to the first: the same bits, another order of memory */
 } rc_gemm;
 
 /* C (m, n) += A^T X: A (rows, m) with one stride, X (rows, n), both as the user or a gate buffer holds them. */
@@ -86,6 +87,7 @@ typedef struct {
     rc_rows saved_c;     /* tape, LSTM, or NULL: the c that the step started from, whole vectors */
     ptrdiff_t row_begin, row_end;
     ptrdiff_t panel_begin, panel_end;
+    int backwards; /* as in rc_gemm */
 } rc_step;
 
 /* The pointwise part of one backward step, for some rows and some unit vectors.

@@ -53,6 +53,7 @@ typedef struct {
     const void *job;
     ptrdiff_t row_begin, row_end, panel_begin, panel_end;
     int chains;
+    int backwards; /* from the last panel to the first */
 } product;
 
 INLINE void tile(enum kind kind, const int rows, const int vectors, const product *g, const real *b, ptrdiff_t row,
@@ -149,26 +150,29 @@ INLINE void run_panel(enum kind kind, const int vectors, const product *g, ptrdi
     else panel_rows(kind, vectors, g, panel);
 }
 
-/* One row: as many panels at once as there are, up to where fewer than ROW_PANELS full ones are left. */
-INLINE ptrdiff_t wide_panels(enum kind kind, const int full, const product *g) {
-    ptrdiff_t panel = g->panel_begin;
-    if (g->row_end - g->row_begin != 1 || g->chains != 1) return panel;
-    while (g->panel_end - panel >= ROW_PANELS && vectors_of(g, panel + ROW_PANELS - 1) == full) {
-        single_rows(kind, full, ROW_PANELS, 1, g, panel);
-        panel += ROW_PANELS;
+/* How many groups of ROW_PANELS full panels a single row takes at once. */
+INLINE ptrdiff_t groups_of(const int full, const product *g) {
+    if (g->row_end - g->row_begin != 1 || g->chains != 1) return 0;
+    ptrdiff_t panels = g->panel_end - g->panel_begin;
+    if (panels > 0 && vectors_of(g, g->panel_end - 1) != full) panels--;
+    return panels / ROW_PANELS;
+}
+
+INLINE void run_groups(enum kind kind, const int full, const product *g, ptrdiff_t groups) {
+    for (ptrdiff_t i = 0; i < groups; i++) {
+        ptrdiff_t group = g->backwards ? groups - 1 - i : i;
+        single_rows(kind, full, ROW_PANELS, 1, g, g->panel_begin + group * ROW_PANELS);
     }
-    return panel;
 }
 
-/* Cells with gates: every panel has `full` vectors. */
-INLINE void run_gates(enum kind kind, const int full, const product *g) {
-    for (ptrdiff_t panel = wide_panels(kind, full, g); panel < g->panel_end; panel++) run_panel(kind, full, g, panel);
-}
-
-/* Panels of up to four vectors. */
-INLINE void run_columns(enum kind kind, const product *g) {
-    ptrdiff_t panel = panel_vectors(g->shape) == 4 ? wide_panels(kind, 4, g) : g->panel_begin;
-    for (; panel < g->panel_end; panel++) {
+/* Panels [first, panel_end), of `full` vectors, or (full 0) of up to four. */
+INLINE void run_single_panels(enum kind kind, const int full, const product *g, ptrdiff_t first) {
+    for (ptrdiff_t i = 0; i < g->panel_end - first; i++) {
+        ptrdiff_t panel = g->backwards ? g->panel_end - 1 - i : first + i;
+        if (full) {
+            run_panel(kind, full, g, panel);
+            continue;
+        }
         switch (vectors_of(g, panel)) {
         case 1: run_panel(kind, 1, g, panel); break;
         case 2: run_panel(kind, 2, g, panel); break;
@@ -177,3 +181,19 @@ INLINE void run_columns(enum kind kind, const product *g) {
         }
     }
 }
+
+/* All panels. Where every other step goes backwards, the panels that one step left in the cache are the first that the
+ * next one reads: of weights larger than a cache, what fits stays. */
+INLINE void run_panels(enum kind kind, const int wide, const int full, const product *g) {
+    const ptrdiff_t groups = panel_vectors(g->shape) == wide ? groups_of(wide, g) : 0;
+    for (int part = 0; part < 2; part++) {
+        if (part == (g->backwards != 0)) run_groups(kind, wide, g, groups);
+        else run_single_panels(kind, full, g, g->panel_begin + groups * ROW_PANELS);
+    }
+}
+
+/* Cells with gates: every panel has `full` vectors. */
+INLINE void run_gates(enum kind kind, const int full, const product *g) { run_panels(kind, full, full, g); }
+
+/* Panels of up to four vectors. */
+INLINE void run_columns(enum kind kind, const product *g) { run_panels(kind, 4, 0, g); }
