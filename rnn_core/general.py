@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from rnn_core import checks
+from rnn_core import checks, variants
 from rnn_core._general import ACTIVATIONS, Direction
 from rnn_core.recurrent import LSTM, Recurrent
 
@@ -101,6 +101,7 @@ class General(Recurrent):
     ) -> None:
         if options.get("proj_size"):
             raise ValueError(f"proj_size: expected 0 in the general path, got {options['proj_size']!r}")
+        variants.refuse(options, "the general path has none")
         super().__init__(input_size, hidden_size, num_layers, **options)
         self.reverse = bool(reverse)
         if self.reverse and self.bidirectional:
@@ -156,6 +157,7 @@ class General(Recurrent):
         source = self._input(x, lengths)
         starts = self._states("state", state, source.batch, source.unbatched)
         masks = self._masks(source) if keep and self.dropout and self.num_layers > 1 else []
+        self.calls += bool(masks)
         weights = self._arrays({name: buffer.view for name, buffer in self._buffers.items()})
         finals, H = self._new_states(source.batch), self.hidden_size
         tape = GeneralTape(self, source, [], [], masks)

@@ -20,6 +20,7 @@ from rnn_core._plan import longest_first
 
 if TYPE_CHECKING:
     from rnn_core.recurrent import Recurrent, _Input
+    from rnn_core.variants import Masks
 
 Array = NDArray[Any]
 Pair = list["Array | None"]  # h and c; c is None but for an LSTM
@@ -27,11 +28,13 @@ Pair = list["Array | None"]  # h and c; c is None but for an LSTM
 
 @dataclass
 class Checkpoints:
-    """What backward needs: the input, the state at the start of every segment, and the dropout masks."""
+    """What backward needs: the input, the state at the start of every segment, and the masks."""
 
     engine: Any
     versions: Any
     source: _Input
+    weights: Any
+    variant_masks: Masks
     masks: list[Array]
     starts: list[Pair]
     segment: int
@@ -65,7 +68,7 @@ def _run(layer: Recurrent, tape: Checkpoints, piece: tuple[int, int, Any], start
     out = np.zeros((*x.shape[:2], columns), layer.dtype)
     masks = [np.ascontiguousarray(mask[begin:end]) for mask in tape.masks] or None
     engine = layer._engine().forward(
-        layer._weights(), x, out, source.layout, end - begin, source.batch, lengths, start[0], start[1],
+        tape.weights, x, out, source.layout, end - begin, source.batch, lengths, start[0], start[1],
         final[0], final[1], y is None, masks, order=tape.order,
     )
     if y is not None:
@@ -73,7 +76,8 @@ def _run(layer: Recurrent, tape: Checkpoints, piece: tuple[int, int, Any], start
     return engine, final
 
 
-def forward(layer: Recurrent, source: _Input, start: Pair, y: Array, masks: list[Array]) -> tuple[Pair, Checkpoints]:
+def forward(layer: Recurrent, source: _Input, start: Pair, y: Array, masks: list[Array],
+            drawn: Masks) -> tuple[Pair, Checkpoints]:
     """Fill y; (final state, checkpoints). ValueError for inputs whose segments would need each other."""
     if layer.bidirectional:
         raise ValueError("recompute: expected one direction, got a bidirectional layer")
@@ -81,7 +85,8 @@ def forward(layer: Recurrent, source: _Input, start: Pair, y: Array, masks: list
         raise ValueError("recompute: expected a padded array, with lengths or without, got a ragged input")
     segment = segment_steps(layer._engine().chunk_steps(source.batch), source.steps)
     order = None if source.lengths is None else longest_first(source.lengths)
-    tape = Checkpoints(layer._engine(), layer._versions(), source, masks, [], segment, order)
+    tape = Checkpoints(layer._engine(), layer._versions(), source, layer._call_weights(drawn), drawn, masks, [],
+                       segment, order)
     state = _zeros_for_none(layer, start, source.batch)
     for piece in _segments(source, segment):
         tape.starts.append(state)

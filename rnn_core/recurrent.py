@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from rnn_core import _dense, checks, recompute
+from rnn_core import _dense, checks, recompute, variants
 from rnn_core._engine import Network
 from rnn_core.module import Module
 
@@ -70,6 +70,7 @@ class Tape:
     engine: Any
     versions: tuple[int, ...]
     source: _Input
+    variant_masks: variants.Masks  # of weight_drop and so on: a list of an array for each direction of each layer
     every_state: bool = False  # whether forward gave the state after every step, and backward gets its gradient
 
     @property
@@ -103,6 +104,7 @@ class Recurrent(Module):
         dropout: float = 0.0,
         bidirectional: bool = False,
         proj_size: int = 0,
+        weight_drop: float = 0.0,
         dtype: Any = "float32",
         seed: int | None = None,
     ) -> None:
@@ -112,6 +114,7 @@ class Recurrent(Module):
         self.num_layers = checks.count("num_layers", num_layers)
         self.bias, self.batch_first, self.bidirectional = bool(bias), bool(batch_first), bool(bidirectional)
         self.dropout = checks.fraction("dropout", dropout)
+        self.weight_drop = checks.fraction("weight_drop", weight_drop)
         self.proj_size = checks.count("proj_size", proj_size, 0)
         if self.proj_size >= self.hidden_size:
             raise ValueError(f"proj_size: expected less than hidden_size {hidden_size}, got {proj_size}")
@@ -119,7 +122,7 @@ class Recurrent(Module):
         self._out = self.proj_size or self.hidden_size
         self._names = self._make_parameters(np.random.default_rng(seed))
         self._mask_seed = int(np.random.default_rng(seed).integers(2**63))
-        self.calls = 0  # of forward with dropout; set it to go on where a former run stopped
+        self.calls = 0  # of forward with random masks; set it to go on where a former run stopped
         self._network: Network | None = None
         self._packed: tuple[tuple[int, ...], Any] | None = None
 
@@ -173,6 +176,13 @@ class Recurrent(Module):
             views = {name: buffer.view for name, buffer in self._buffers.items()}
             packed = self._packed = versions, self._engine().pack(self._arrays(views))
         return packed[1]
+
+    def _call_weights(self, drawn: variants.Masks) -> Any:
+        """The packed weights of one call: its own where it drew a mask over them."""
+        if "weight_drop" not in drawn:
+            return self._weights()
+        views = {name: buffer.view for name, buffer in self._buffers.items()}
+        return self._engine().pack(variants.drop_weights(self._arrays(views), drawn["weight_drop"]))
 
     # ---- arguments and results ----------------------------------------------------------------------------
 
@@ -268,12 +278,13 @@ class Recurrent(Module):
         y, final = source.empty(self._directions * self._out), self._new_states(source.batch)
         states: list[Array | None] = self._every_state(source) if every else [None, None]
         masks = self._masks(source) if keep and self.dropout and self.num_layers > 1 else None
+        drawn = self._draw(source, masks) if keep else {}
         versions = self._versions()
         engine = self._engine().forward(
-            self._weights(), source.array, y, source.layout, source.steps, source.batch, source.lengths, h0, c0,
-            final[0], final[1], keep, masks, *states,
+            self._call_weights(drawn), source.array, y, source.layout, source.steps, source.batch, source.lengths,
+            h0, c0, final[0], final[1], keep, masks, *states,
         )
-        tape = Tape(engine, versions, source, every) if keep else None
+        tape = Tape(engine, versions, source, drawn, every) if keep else None
         return self._output(y, source), self._public_state(states if every else final, source.unbatched), tape
 
     def _every_state(self, source: _Input) -> list[Array | None]:
@@ -287,7 +298,8 @@ class Recurrent(Module):
         start = self._states("state", state, source.batch, source.unbatched)
         y = source.empty(self._directions * self._out)
         masks = self._masks(source) if self.dropout and self.num_layers > 1 else []
-        final, tape = recompute.forward(self, source, start, y, masks)
+        drawn = self._draw(source, masks)
+        final, tape = recompute.forward(self, source, start, y, masks, drawn)
         return self._output(y, source), self._public_state(final, source.unbatched), tape
 
     def _output(self, y: Array, source: _Input) -> Any:
@@ -301,8 +313,13 @@ class Recurrent(Module):
         masks = [np.empty(shape, self.dtype) for _ in range(self.num_layers - 1)]
         for layer, mask in enumerate(masks):
             _dense.dropout(None, None, mask, self.dropout, self._mask_seed, self.calls, layer, False)
-        self.calls += 1
         return masks
+
+    def _draw(self, source: _Input, masks: list[Array] | None) -> variants.Masks:
+        """The masks of the variants for this call, which ends the drawing of its random numbers."""
+        drawn = variants.draw(self)
+        self.calls += bool(masks or drawn)
+        return drawn
 
     def backward(self, tape: Tape, dy: Any, dstate: State = None, *, need_dx: bool = True) -> Any:
         """(dx, dstate) of the gradients dy of y and dstate of the state (None for zero); adds into `grads`.
@@ -316,14 +333,16 @@ class Recurrent(Module):
         source = tape.source
         dx = source.empty(self.input_size) if need_dx else None
         grads = self._arrays({name: self._grad(name) for name in self._buffers})
+        found = variants.gradient_arrays(grads, tape.variant_masks)
         dy = self._output_gradient(dy, source)
         if isinstance(tape, recompute.Checkpoints):
             before = recompute.backward(self, tape, dy, self._states("dstate", dstate, source.batch, source.unbatched),
-                                        dx, grads)
+                                        dx, found)
         else:
             before = self._new_states(source.batch)
-            self._engine().backward(tape.engine, dy, *self._final_gradients(tape, dstate), grads, dx, *before,
+            self._engine().backward(tape.engine, dy, *self._final_gradients(tape, dstate), found, dx, *before,
                                     *self._every_gradient(tape, dstate))
+        variants.add_gradients(grads, found, tape.variant_masks)
         return None if dx is None else self._output(dx, source), self._public_state(before, source.unbatched)
 
     def _check_tape(self, tape: Any) -> None:
@@ -364,7 +383,7 @@ class Recurrent(Module):
 
     def _describe(self) -> str:
         options = {"num_layers": 1, "bias": True, "batch_first": False, "dropout": 0.0, "bidirectional": False,
-                   "proj_size": 0}
+                   "proj_size": 0, "weight_drop": 0.0}
         text = [f"{self.input_size}, {self.hidden_size}"]
         text += [f"{k}={getattr(self, k)!r}" for k, default in options.items() if getattr(self, k) != default]
         return ", ".join(text)

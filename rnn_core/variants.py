@@ -1,0 +1,77 @@
+"""Regularised variants of the recurrent layers: the masks that one call of `forward` draws, and what they act on.
+
+Masks are counter-based (Philox by seed, call, stream, direction of a layer, row and unit), so they are the same for
+any number of threads and any order of work.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rnn_core import _dense
+
+if TYPE_CHECKING:
+    from rnn_core.recurrent import Recurrent
+
+Array = NDArray[Any]
+Masks = dict[str, list[Array]]  # option -> one array for each direction of each layer
+
+# Streams of random numbers beside those between the layers, which are numbered from 0 by the layer.
+_STREAM = {"weight_drop": 1 << 32}
+OPTIONS = tuple(_STREAM)
+_WEIGHT_HH = 1  # its place among the arrays of a direction
+
+
+def refuse(options: dict[str, Any], why: str) -> None:
+    """ValueError where one of these options is set."""
+    for name in OPTIONS:
+        if options.get(name):
+            raise ValueError(f"{name}: expected 0, since {why}, got {options[name]!r}")
+
+
+def _draw(layer: Recurrent, option: str, p: float, index: int, shape: tuple[int, int, int]) -> Array:
+    """Factors 0 (with probability p) or 1/(1-p): (steps, rows, units)."""
+    mask = np.empty(shape, layer.dtype)
+    _dense.dropout(None, None, mask, p, layer._mask_seed, layer.calls, _STREAM[option] + index, False)
+    return mask
+
+
+def draw(layer: Recurrent) -> Masks:
+    """The masks of one forward call; empty for a layer without such options."""
+    masks: Masks = {}
+    count = layer.num_layers * layer._directions
+    if layer.weight_drop:
+        shape = (1, layer._gates * layer.hidden_size, layer._out)
+        masks["weight_drop"] = [_draw(layer, "weight_drop", layer.weight_drop, i, shape)[0] for i in range(count)]
+    return masks
+
+
+def drop_weights(arrays: list[tuple[Array | None, ...]], masks: list[Array]) -> list[tuple[Array | None, ...]]:
+    """The arrays of each direction with weight_hh replaced by its masked copy."""
+    dropped = []
+    for own, mask in zip(arrays, masks, strict=True):
+        weight = np.empty_like(mask)
+        _dense.multiply(own[_WEIGHT_HH], mask, weight)
+        dropped.append((*own[:_WEIGHT_HH], weight, *own[_WEIGHT_HH + 1 :]))
+    return dropped
+
+
+def gradient_arrays(grads: list[tuple[Array | None, ...]], masks: Masks) -> list[tuple[Array | None, ...]]:
+    """The arrays that backward is to add into: zeros for a weight_hh whose gradient has yet to pass its mask."""
+    if "weight_drop" not in masks:
+        return grads
+    return [(*own[:_WEIGHT_HH], np.zeros_like(own[_WEIGHT_HH]), *own[_WEIGHT_HH + 1 :]) for own in grads]
+
+
+def add_gradients(
+    grads: list[tuple[Array | None, ...]], found: list[tuple[Array | None, ...]], masks: Masks
+) -> None:
+    """Add what came to stand in `gradient_arrays`, through its masks."""
+    for own, new, mask in zip(grads, found, masks.get("weight_drop", ())):
+        gradient, total = new[_WEIGHT_HH], own[_WEIGHT_HH]
+        if gradient is not None and total is not None:
+            _dense.multiply(gradient, mask, gradient)
+            np.add(total, gradient, out=total)
