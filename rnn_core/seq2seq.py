@@ -91,7 +91,11 @@ class Encoder(Module):
 
     def __call__(self, sources: Ragged) -> tuple[Array, Any]:
         """(memory (tokens, D*H), state) of source tokens; keeps nothing."""
-        y, state = self.rnn(Ragged(self.embedding(sources.values), sources.lengths))
+        embedded = self.embedding(sources.values)
+        if len(sources) == 1:  # the same bits by a shorter way
+            y, state = self.rnn(embedded[:, None])
+            return y[:, 0], state
+        y, state = self.rnn(Ragged(embedded, sources.lengths))
         return y.values, state
 
     def forward(self, sources: Ragged) -> tuple[Array, Any, Any]:

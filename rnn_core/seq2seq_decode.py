@@ -14,7 +14,7 @@ from rnn_core import _decode, _decoder, checks, module
 from rnn_core.recurrent import Ragged
 from rnn_core.seq2seq import Decoder, Encoded, offsets, ragged_tokens
 
-CHUNK = 512  # sentences that one call of the compiled loop takes: what bounds its memory
+ROWS = 1024  # hypotheses of one call of the compiled loop: bounds its memory, and the time between looks for signals
 
 
 class GenerationStep(NamedTuple):
@@ -237,11 +237,12 @@ def run_loop(model: Any, sources: Any, lengths: ArrayLike | None, options: dict[
     given, most = forced(encoded.batch), limits(encoded.batch)
     keys_of_sources = _source_keys(model, sources, lengths, encoded.batch) if options["sample"] else [0] * encoded.batch
     plan, found = plan_of(decoder), []
-    for begin in range(0, encoded.batch, CHUNK):
-        part = slice(begin, begin + CHUNK)
+    count = max(1, ROWS // options["beam"])
+    for begin in range(0, encoded.batch, count):
+        part = slice(begin, begin + count)
         at, span = None, slice(None)
         if places is not None:
-            at = places[begin : begin + CHUNK + 1]
+            at = places[begin : begin + count + 1]
             span, at = slice(at[0], at[-1]), at - at[0]
         told = None if callback is None else _Teller(callback, begin)
         found += _decode.decode(plan, options, _rows(h, part), None if c is None else _rows(c, part),

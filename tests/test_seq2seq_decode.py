@@ -222,7 +222,7 @@ def test_many_sentences_go_through_in_parts(monkeypatch):
 
     model = build(dtype="float32")
     expected = model.decode(SOURCES * 3, return_scores=True, max_decoding_length=7)
-    monkeypatch.setattr(seq2seq_decode, "CHUNK", 5)
+    monkeypatch.setattr(seq2seq_decode, "ROWS", 10)
     assert same(model.decode(SOURCES * 3, return_scores=True, max_decoding_length=7), expected)
 
 
