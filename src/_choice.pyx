@@ -4,8 +4,6 @@ from libc.math cimport INFINITY, exp, isinf
 from libc.stdint cimport int32_t, int64_t, uint64_t
 from libc.stdlib cimport qsort
 
-import numpy as np
-
 from rnn_core._decoder cimport Net
 from rnn_core._kernels cimport *
 from rnn_core._plan cimport Block, padded
@@ -152,7 +150,10 @@ cdef int set_options(Options *o, Block memory, dict given) except -1:
     o.ends, o.ends_count = integers_of(memory, [*given["ends"], given["start"]]), len(given["ends"])
     o.suppressed_count = len(given["suppressed"])
     o.suppressed = integers_of(memory, [token for row in given["suppressed"] for token in row])
-    o.suppressed_at = integers_of(memory, np.cumsum([0] + [len(row) for row in given["suppressed"]]))
+    places = [0]
+    for row in given["suppressed"]:
+        places.append(places[-1] + len(row))
+    o.suppressed_at = integers_of(memory, places)
     return 0
 
 

@@ -130,13 +130,17 @@ def decode(Plan plan, dict options, h0, c0, keys, memory, at, limits, forced, se
     cdef unsigned control = 0
     cdef bint single = plan.net.kernels.itemsize == 4
     cdef list failure = []
+    cdef Py_ssize_t i
     memset(&call, 0, sizeof(Call))
     call.plan, call.count = &plan.net, h0.shape[1]
     call.callback, call.failure = NULL if callback is None else <void *>callback, <void *>failure
     cdef Block small = block(option_bytes(options))
     set_options(&call.o, small, options)
     call.most = 2 * call.o.beam if call.o.compete else 1
-    call.limit, call.sources = max(limits, default=0), int(np.diff(at).max()) if at is not None and len(at) > 1 else 0
+    call.limit = max(limits, default=0)
+    cdef const int64_t[::1] places = at
+    for i in range(call.count if at is not None else 0):
+        call.sources = max(call.sources, places[i + 1] - places[i])
     threads = max(1, min(threads, <int>call.count)) if single else 1    # BLAS has threads of its own
     cdef Block sentences = take_sentences(&call, &plan.net, at, limits, forced)
     cdef Block rows = take_rows(&call, &plan.net, threads)
