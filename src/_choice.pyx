@@ -150,9 +150,11 @@ cdef int set_options(Options *o, Block memory, dict given) except -1:
     o.ends, o.ends_count = integers_of(memory, [*given["ends"], given["start"]]), len(given["ends"])
     o.suppressed_count = len(given["suppressed"])
     o.suppressed = integers_of(memory, [token for row in given["suppressed"] for token in row])
-    places = [0]
-    for row in given["suppressed"]:
-        places.append(places[-1] + len(row))
+    cdef list places = [0]
+    cdef Py_ssize_t end = 0
+    for sequence in given["suppressed"]:
+        end += len(sequence)
+        places.append(end)
     o.suppressed_at = integers_of(memory, places)
     return 0
 
