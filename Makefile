@@ -28,7 +28,7 @@ test: .venv/built
 lint: .venv/built
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	RNN_CORE_WERROR=1 $(BIN)/python setup.py --quiet build_ext --inplace
+	RNN_CORE_WERROR=1 $(BIN)/python setup.py --quiet build_ext
 	$(CC) -std=gnu11 -Wall -Wextra -Werror -fsyntax-only -Isrc $(wildcard tests/native/*.c benchmarks/*.c)
 
 test-peers: .venv-peers/made

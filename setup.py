@@ -5,17 +5,19 @@ kernels_<isa>.c for each instruction set, every one with flags of its own) is li
 because its tables and its thread pool must exist once in a process; the other modules reach it by `cimport`. The .pxd
 files live in rnn_core/, since Cython finds them by package.
 
-RNN_CORE_WERROR=1 turns every warning in our own C into an error (generated C does not pass that).
+With RNN_CORE_WERROR=1 build_ext only compiles our own C, every warning an error (generated C does not pass that).
 """
 
 import os
 import platform
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from glob import glob
 from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.modified import newer_group
 
 # No flag here may reassociate, contract or assume away NaN: the bits are a promise.
 C_FLAGS = ["-std=gnu11", "-O3", "-g0", "-ffp-contract=off", "-fno-math-errno", "-fvisibility=hidden", "-pthread"]
@@ -26,6 +28,7 @@ ISA_FLAGS = {
         *["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mprefer-vector-width=512"],
     ],
 }
+STRICT = os.environ.get("RNN_CORE_WERROR") == "1"
 JOBS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -63,21 +66,29 @@ class BuildExt(build_ext):
     def build_extensions(self):
         with ThreadPoolExecutor(JOBS) as threads:
             objects = dict(zip(c_sources(), threads.map(self.compile_c, c_sources()), strict=True))
+        if STRICT:
+            return
         for ext in self.extensions:
             ext.extra_objects = [made for source, made in objects.items() if module_of(source) == ext.name]
             ext.depends = ext.depends + ext.extra_objects
         super().build_extensions()
 
+    def build_extension(self, ext):
+        """Take the module that stands in the source tree where it is up to date: pip builds in a folder of its own."""
+        standing, built = Path(self.get_ext_filename(ext.name)), Path(self.get_ext_fullpath(ext.name))
+        if standing.exists() and not newer_group([*ext.sources, *ext.depends], str(standing)):
+            built.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(standing, built)
+        super().build_extension(ext)
+
     def compile_c(self, source):
         """Compile one file where its object is out of date."""
-        strict = WARNINGS if os.environ.get("RNN_CORE_WERROR") == "1" else []
-        folder = Path("build", "native" + "-strict" * bool(strict))  # these objects do not depend on the Python
+        folder = Path("build", "native" + "-strict" * STRICT)  # these objects do not depend on the Python
         made = folder / Path(source).with_suffix(".o")
         if is_fresh(made, source):
             return str(made)
-        return self.compiler.compile(
-            [source], output_dir=str(folder), include_dirs=["src"], extra_postargs=c_flags(source) + strict
-        )[0]
+        flags = c_flags(source) + WARNINGS * STRICT
+        return self.compiler.compile([source], output_dir=str(folder), include_dirs=["src"], extra_postargs=flags)[0]
 
 
 def extensions():
