@@ -15,191 +15,22 @@ from numpy.typing import ArrayLike, NDArray
 from rnn_core import _attention, checks, losses
 from rnn_core.layers import Dropout, Embedding, Linear
 from rnn_core.module import Module
-from rnn_core.recurrent import GRU, LSTM, RNN, Ragged, Recurrent
+from rnn_core.recurrent import LSTM, Ragged, Recurrent
+from rnn_core.seq2seq_parts import (
+    ATTENTION,
+    CELLS,
+    Array,
+    Attention,
+    Encoder,
+    Lengths,
+    SharedEmbedding,
+    cell_class,
+    offsets,
+    ragged_tokens,
+    seeds_from,
+)
 
-Array = NDArray[Any]
-Lengths = NDArray[np.int64]
-CELLS: dict[str, type[Recurrent]] = {"rnn": RNN, "lstm": LSTM, "gru": GRU}
-ATTENTION = (None, "dot", "general", "additive")
-
-
-def ragged_tokens(name: str, sequences: Any, lengths: ArrayLike | None, high: int, least: int = 0) -> Ragged:
-    """Token sequences as a Ragged of int64 below `high`, each of at least `least` tokens.
-
-    sequences: a Ragged, a list of sequences of integers, or an integer array (B, T) with `lengths` (B,) or without.
-    """
-    if isinstance(sequences, np.ndarray) and sequences.ndim == 2:
-        batch, steps = sequences.shape
-        ends = np.full(batch, steps) if lengths is None else checks.lengths(lengths, batch, steps)
-        found = Ragged(sequences[np.arange(steps) < ends[:, None]], ends)
-    elif lengths is not None:
-        raise ValueError(f"{name}: expected an integer array (B, T) beside lengths, got {type(sequences).__name__}")
-    elif isinstance(sequences, Ragged):
-        found = sequences
-    else:
-        rows = [np.asarray(row, None if len(row) else np.int64) for row in sequences]
-        if any(row.ndim != 1 for row in rows):
-            raise ValueError(f"{name}: expected a list of sequences of integers")
-        values = np.concatenate(rows) if rows else np.zeros(0, np.int64)
-        found = Ragged(values, np.array([len(row) for row in rows], int))
-    if len(found) and found.lengths.min() < least:
-        raise ValueError(f"{name}: expected at least {least} token in each, got none in [{found.lengths.argmin()}]")
-    return Ragged(checks.integers(name, found.values, 0, high, ("tokens",)), found.lengths)
-
-
-def offsets(lengths: Lengths) -> Lengths:
-    """(B + 1): where each sentence begins, and the end of the last."""
-    return np.concatenate((np.zeros(1, np.int64), np.cumsum(lengths, dtype=np.int64)))
-
-
-class SharedEmbedding(Embedding):
-    """An embedding whose table is another module's weight: tied output embeddings, or one table for two languages."""
-
-    def __init__(self, owner: Module) -> None:
-        rows, columns = owner._buffers["weight"].shape
-        super().__init__(1, 1, dtype=owner.dtype, seed=0)
-        self.num_embeddings, self.embedding_dim, self._owner = rows, columns, [owner]  # in a list: no child
-        self._buffers["weight"] = owner._buffers["weight"]
-
-    def _grad(self, name: str) -> Array:
-        return self._owner[0]._grad(name)
-
-
-# ---------------------------------------------------------------------------------------------------------- encoder
-
-
-class Encoder(Module):
-    """Embedding, dropout and a recurrent layer over the sources.
-
-    cell: "rnn", "lstm" or "gru". dropout is that of the embeddings and between layers. Sizes and weights as in
-    Embedding and the layers of rnn_core.recurrent; keys `embedding.weight`, `rnn.weight_ih_l0` and so on.
-    """
-
-    def __init__(self, num_embeddings: int, embedding_dim: int, hidden_size: int, num_layers: int = 1, *,
-                 cell: str = "gru", bidirectional: bool = False, dropout: float = 0.0, dtype: Any = "float32",
-                 seed: int | None = None) -> None:
-        super().__init__(dtype)
-        self.arguments = {"num_embeddings": num_embeddings, "embedding_dim": embedding_dim, "hidden_size": hidden_size,
-                          "num_layers": num_layers, "cell": cell, "bidirectional": bidirectional, "dropout": dropout,
-                          "dtype": self.dtype.name}
-        seeds = _seeds(seed, 3)
-        self.embedding: Embedding = Embedding(num_embeddings, embedding_dim, dtype=dtype, seed=seeds[0])
-        self.drop = Dropout(dropout, seeds[1])
-        self.rnn = _cell(cell)(embedding_dim, hidden_size, num_layers, bidirectional=bidirectional, dropout=dropout,
-                               dtype=dtype, seed=seeds[2])
-        self.output_size = hidden_size * (2 if bidirectional else 1)
-
-    def __call__(self, sources: Ragged) -> tuple[Array, Any]:
-        """(memory (tokens, D*H), state) of source tokens; keeps nothing."""
-        embedded = self.embedding(sources.values)
-        if len(sources) == 1:  # the same bits by a shorter way
-            y, state = self.rnn(embedded[:, None])
-            return y[:, 0], state
-        y, state = self.rnn(Ragged(embedded, sources.lengths))
-        return y.values, state
-
-    def forward(self, sources: Ragged) -> tuple[Array, Any, Any]:
-        """(memory, state, tape)."""
-        embedded, at = self.embedding.forward(sources.values)
-        dropped, mask = self.drop.forward(embedded)
-        y, state, tape = self.rnn.forward(Ragged(dropped, sources.lengths))
-        return y.values, state, (at, mask, tape)
-
-    def backward(self, tape: Any, dmemory: Array | None, dstate: Any) -> None:
-        at, mask, recurrent = tape
-        dx, _ = self.rnn.backward(recurrent, dmemory, dstate)
-        embedded: Any = self.drop.backward(mask, dx.values)
-        self.embedding.backward(at, embedded)
-
-
-def _cell(name: str) -> type[Recurrent]:
-    if name not in CELLS:
-        raise ValueError(f"cell: expected one of {list(CELLS)}, got {name!r}")
-    return CELLS[name]
-
-
-def _seeds(seed: int | None, n: int) -> list[int]:
-    return [int(s) for s in np.random.SeedSequence(seed).generate_state(n)]
-
-
-# -------------------------------------------------------------------------------------------------------- attention
-
-
-@dataclass
-class AttentionTape:
-    query: Array
-    keys: Array
-    memory: Array
-    places: tuple[Lengths, Lengths, Lengths]
-    weights: Array
-    projections: tuple[Any, Any]
-
-
-class Attention(Module):
-    """Scores of each target step for its sentence's sources: "dot", "general" (Luong) or "additive" (Bahdanau).
-
-        dot  h . m      general  h . W m      additive  v . tanh(W_q h + b + W_k m)
-
-    Keys: `keys.weight` (W or W_k), `query.weight`, `query.bias`, `v`.
-    """
-
-    def __init__(self, kind: str, query_size: int, memory_size: int, *, dtype: Any = "float32",
-                 seed: int | None = None) -> None:
-        super().__init__(dtype)
-        self.kind, self.memory_size, self.query_size = kind, memory_size, query_size
-        seeds = _seeds(seed, 3)
-        if kind == "dot":
-            if query_size != memory_size:
-                raise ValueError(f"attention: 'dot' expects a memory as wide as the decoder, {query_size}, "
-                                 f"got {memory_size}; use 'general'")
-        elif kind in ("general", "additive"):
-            self.keys = Linear(memory_size, query_size, bias=False, dtype=dtype, seed=seeds[0])
-        else:
-            raise ValueError(f"attention: expected one of {list(ATTENTION)}, got {kind!r}")
-        if kind == "additive":
-            self.query = Linear(query_size, query_size, dtype=dtype, seed=seeds[1])
-            bound = query_size**-0.5
-            self._add_parameter("v", np.random.default_rng(seeds[2]).uniform(-bound, bound, query_size))
-
-    @property
-    def v(self) -> Array | None:
-        return self._buffers["v"].view if self.kind == "additive" else None
-
-    def project(self, memory: Array) -> tuple[Array, Any]:
-        """(keys, tape) of a memory: what does not change from step to step."""
-        return (memory, None) if self.kind == "dot" else self.keys.forward(memory)
-
-    def forward(self, h: Array, memory: Array, source_lengths: Lengths, target_lengths: Lengths,
-                context: Array) -> AttentionTape:
-        """Write the context of each h (targets, H) to `context` (targets, memory's width)."""
-        keys, keys_tape = self.project(memory)
-        query, query_tape = self.query.forward(h) if self.kind == "additive" else (h, None)
-        places = offsets(source_lengths), offsets(target_lengths), offsets(source_lengths * target_lengths)
-        weights = np.empty(places[2][-1], self.dtype)
-        _attention.forward(query, keys, memory, self.v, *places, weights, context)
-        return AttentionTape(query, keys, memory, places, weights, (keys_tape, query_tape))
-
-    def backward(self, tape: AttentionTape, dcontext: Array) -> tuple[Array, Array]:
-        """(dh, dmemory)."""
-        dquery, dkeys = np.zeros_like(tape.query), np.zeros_like(tape.keys)
-        dmemory = np.zeros_like(tape.memory)
-        dv = np.zeros((len(tape.places[0]) - 1, self.query_size), self.dtype) if self.kind == "additive" else None
-        _attention.backward(tape.query, tape.keys, tape.memory, self.v, *tape.places, tape.weights, dcontext,
-                            dquery, dkeys, dmemory, dv)
-        return self.backward_projections(tape.projections, dquery, dkeys, dmemory, dv)
-
-    def backward_projections(self, tapes: tuple[Any, Any], dquery: Array, dkeys: Array, dmemory: Array,
-                             dv: Array | None) -> tuple[Array, Array]:
-        """(dh, dmemory) from the gradients of queries and keys."""
-        if dv is not None:
-            grad = self._grad("v")
-            grad += dv.sum(0)
-            asked: Any = self.query.backward(tapes[1], dquery)
-            dquery = asked
-        projected: Any = dkeys if self.kind == "dot" else self.keys.backward(tapes[0], dkeys)
-        dmemory += projected
-        return dquery, dmemory
-
+__all__ = ["ATTENTION", "CELLS", "Attention", "Decoder", "Encoder", "Seq2Seq", "offsets", "ragged_tokens"]
 
 # ---------------------------------------------------------------------------------------------------------- decoder
 
@@ -252,9 +83,9 @@ class Decoder(Module):
             raise ValueError("input_feeding: expected an attention, whose result is what is fed, got attention=None")
         combine = attention is not None or attention_size is not None or (tied and hidden_size != embedding_dim)
         size = embedding_dim if tied else attention_size or hidden_size
-        seeds = _seeds(seed, 7)
+        seeds = seeds_from(seed, 7)
         self.drop, self.drop_output = Dropout(dropout, seeds[0]), Dropout(dropout, seeds[1])
-        self.rnn = _cell(cell)(embedding_dim + (size if input_feeding else 0), hidden_size, num_layers,
+        self.rnn = cell_class(cell)(embedding_dim + (size if input_feeding else 0), hidden_size, num_layers,
                                dropout=dropout, dtype=dtype, seed=seeds[2])
         if attention is not None:
             self.attention = Attention(attention, hidden_size, checks.count("memory_size", memory_size), dtype=dtype,
@@ -392,7 +223,7 @@ class Seq2Seq(Module):
         self.copies = bridge == "auto" and encoder is not None and self._fits(encoder.rnn, decoder.rnn)
         if not self.copies:
             features = context_size if encoder is None else encoder.output_size
-            size, seeds = decoder.num_layers * decoder.hidden_size, _seeds(seed, 2)
+            size, seeds = decoder.num_layers * decoder.hidden_size, seeds_from(seed, 2)
             self.bridge = Linear(features, size, dtype=self.dtype, seed=seeds[0])  # type: ignore[arg-type]
             if self._lstm:
                 self.bridge_c = Linear(features, size, dtype=self.dtype, seed=seeds[1])  # type: ignore[arg-type]

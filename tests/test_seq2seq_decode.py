@@ -420,7 +420,7 @@ def test_an_interrupt_stops_a_long_decode():
 def test_sampled_inputs_mix_the_truth_with_what_the_model_says():
     model = build(sharp=4.0)
     targets = model.teacher([[3, 4, 5, 6], [7, 3], [], [5]])[0]
-    from rnn_core.seq2seq import ragged_tokens
+    from rnn_core.seq2seq_parts import ragged_tokens
 
     sources, goals = ragged_tokens("s", SOURCES, None, 7), ragged_tokens("t", [[3, 4, 5, 6], [7, 3], [], [5]], None, 8)
     assert np.array_equal(model.sampled_inputs(sources, goals, 0.0, 1).values, targets.values)
