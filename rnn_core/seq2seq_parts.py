@@ -27,20 +27,20 @@ def ragged_tokens(name: str, sequences: Any, lengths: ArrayLike | None, high: in
     if isinstance(sequences, np.ndarray) and sequences.ndim == 2:
         batch, steps = sequences.shape
         ends = np.full(batch, steps) if lengths is None else checks.lengths(lengths, batch, steps)
-        found = Ragged(sequences[np.arange(steps) < ends[:, None]], ends)
+        values = sequences[np.arange(steps) < ends[:, None]]
     elif lengths is not None:
         raise ValueError(f"{name}: expected an integer array (B, T) beside lengths, got {type(sequences).__name__}")
     elif isinstance(sequences, Ragged):
-        found = sequences
+        values, ends = sequences.values, sequences.lengths
     else:
         rows = [np.asarray(row, None if len(row) else np.int64) for row in sequences]
         if any(row.ndim != 1 for row in rows):
             raise ValueError(f"{name}: expected a list of sequences of integers")
-        values = np.concatenate(rows) if rows else np.zeros(0, np.int64)
-        found = Ragged(values, np.array([len(row) for row in rows], int))
-    if len(found) and found.lengths.min() < least:
-        raise ValueError(f"{name}: expected at least {least} token in each, got none in [{found.lengths.argmin()}]")
-    return Ragged(checks.integers(name, found.values, 0, high, ("tokens",)), found.lengths)
+        values = rows[0] if len(rows) == 1 else np.concatenate(rows) if rows else np.zeros(0, np.int64)
+        ends = np.array([len(row) for row in rows], np.int64)
+    if least and len(ends) and ends.min() < least:
+        raise ValueError(f"{name}: expected at least {least} token in each, got none in [{ends.argmin()}]")
+    return Ragged(checks.integers(name, values, 0, high, ("tokens",)), ends)
 
 
 def offsets(lengths: Lengths) -> Lengths:
