@@ -2,6 +2,7 @@
 
 from rnn_core._kernels cimport *
 from rnn_core._plan cimport Batch, Direction, Team, View
+from rnn_core._variants cimport Variant
 
 # One direction of one layer on its way back. Gradients d* mirror the names of _forward.Pass.
 cdef struct BackPass:
@@ -10,6 +11,7 @@ cdef struct BackPass:
     bint reverse
     bint need_dx, add_dx           # whether dx is wanted, and whether to add to what the other direction left there
     View x, y, dy, dx              # dy: base and sequence NULL for zero
+    Variant *variant               # or NULL; threads then share out sequences
     View all_dh, all_dc            # gradients of every step's state, or sequence NULL
     void **h0                      # (rows): the row of the initial state of each sequence
     char *dh                       # (rows, out) whole vectors: in, dL/dh_n; out, dL/dh_0

@@ -2,6 +2,7 @@
 
 from rnn_core._kernels cimport *
 from rnn_core._plan cimport Batch, Direction, Team, View
+from rnn_core._variants cimport Variant
 
 # One direction of one layer on its way through time. Strides in elements, all of whole vectors.
 cdef struct Pass:
@@ -18,6 +19,7 @@ cdef struct Pass:
     char *saved                    # tape, compact, or NULL: activated gates
     char *saved_c                  # tape: c before each step
     char *saved_hidden             # tape, with a projection: h before it
+    Variant *variant               # or NULL; threads then share out sequences
     View all_h, all_c              # every step's state, where asked for (else base and sequence NULL)
 
 cdef bint forward_span(Pass *p, const Batch *b, Team *team, ptrdiff_t begin, ptrdiff_t end, ptrdiff_t chunk,

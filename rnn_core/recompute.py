@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rnn_core import variants
 from rnn_core._plan import longest_first
 
 if TYPE_CHECKING:
     from rnn_core.recurrent import Recurrent, _Input
-    from rnn_core.variants import Masks
 
 Array = NDArray[Any]
 Pair = list["Array | None"]  # h and c; c is None but for an LSTM
@@ -34,7 +34,7 @@ class Checkpoints:
     versions: Any
     source: _Input
     weights: Any
-    variant_masks: Masks
+    variant_masks: variants.Masks
     masks: list[Array]
     starts: list[Pair]
     segment: int
@@ -70,6 +70,7 @@ def _run(layer: Recurrent, tape: Checkpoints, piece: tuple[int, int, Any], start
     engine = layer._engine().forward(
         tape.weights, x, out, source.layout, end - begin, source.batch, lengths, start[0], start[1],
         final[0], final[1], y is None, masks, order=tape.order,
+        variant=variants.for_engine(layer, tape.variant_masks, begin, end),
     )
     if y is not None:
         _time(y, source, begin, end)[...] = out
@@ -77,7 +78,7 @@ def _run(layer: Recurrent, tape: Checkpoints, piece: tuple[int, int, Any], start
 
 
 def forward(layer: Recurrent, source: _Input, start: Pair, y: Array, masks: list[Array],
-            drawn: Masks) -> tuple[Pair, Checkpoints]:
+            drawn: variants.Masks) -> tuple[Pair, Checkpoints]:
     """Fill y; (final state, checkpoints). ValueError for inputs whose segments would need each other."""
     if layer.bidirectional:
         raise ValueError("recompute: expected one direction, got a bidirectional layer")

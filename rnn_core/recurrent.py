@@ -90,6 +90,9 @@ class Recurrent(Module):
     """
 
     _gates = 1
+    weight_drop: float
+    recurrent_dropout: float
+    zoneout: float
     _has_c = False
     _transient: tuple[str, ...] = ("_packed",)
 
@@ -105,6 +108,8 @@ class Recurrent(Module):
         bidirectional: bool = False,
         proj_size: int = 0,
         weight_drop: float = 0.0,
+        recurrent_dropout: float = 0.0,
+        zoneout: float = 0.0,
         dtype: Any = "float32",
         seed: int | None = None,
     ) -> None:
@@ -114,7 +119,7 @@ class Recurrent(Module):
         self.num_layers = checks.count("num_layers", num_layers)
         self.bias, self.batch_first, self.bidirectional = bool(bias), bool(batch_first), bool(bidirectional)
         self.dropout = checks.fraction("dropout", dropout)
-        self.weight_drop = checks.fraction("weight_drop", weight_drop)
+        variants.set_options(self, weight_drop, recurrent_dropout, zoneout)
         self.proj_size = checks.count("proj_size", proj_size, 0)
         if self.proj_size >= self.hidden_size:
             raise ValueError(f"proj_size: expected less than hidden_size {hidden_size}, got {proj_size}")
@@ -247,7 +252,7 @@ class Recurrent(Module):
         return self._run(x, state, lengths, False, return_all_states)[:2]
 
     def _is_plain(self, x: Any) -> bool:
-        return bool(self._engine().takes(x))
+        return not self.zoneout and bool(self._engine().takes(x))
 
     def _run_plain(self, x: Any) -> Any:
         """Inference on an array that needs no look at it, from a zero state: a short call is mostly overhead."""
@@ -282,7 +287,7 @@ class Recurrent(Module):
         versions = self._versions()
         engine = self._engine().forward(
             self._call_weights(drawn), source.array, y, source.layout, source.steps, source.batch, source.lengths,
-            h0, c0, final[0], final[1], keep, masks, *states,
+            h0, c0, final[0], final[1], keep, masks, *states, variant=variants.for_engine(self, drawn),
         )
         tape = Tape(engine, versions, source, drawn, every) if keep else None
         return self._output(y, source), self._public_state(states if every else final, source.unbatched), tape
@@ -317,7 +322,7 @@ class Recurrent(Module):
 
     def _draw(self, source: _Input, masks: list[Array] | None) -> variants.Masks:
         """The masks of the variants for this call, which ends the drawing of its random numbers."""
-        drawn = variants.draw(self)
+        drawn = variants.draw(self, source.steps, source.batch)
         self.calls += bool(masks or drawn)
         return drawn
 
@@ -383,7 +388,7 @@ class Recurrent(Module):
 
     def _describe(self) -> str:
         options = {"num_layers": 1, "bias": True, "batch_first": False, "dropout": 0.0, "bidirectional": False,
-                   "proj_size": 0, "weight_drop": 0.0}
+                   "proj_size": 0, "weight_drop": 0.0, "recurrent_dropout": 0.0, "zoneout": 0.0}
         text = [f"{self.input_size}, {self.hidden_size}"]
         text += [f"{k}={getattr(self, k)!r}" for k, default in options.items() if getattr(self, k) != default]
         return ", ".join(text)

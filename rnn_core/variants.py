@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rnn_core import _dense
+from rnn_core import _dense, checks
+from rnn_core._variants import Variants
 
 if TYPE_CHECKING:
     from rnn_core.recurrent import Recurrent
@@ -20,8 +21,8 @@ Array = NDArray[Any]
 Masks = dict[str, list[Array]]  # option -> one array for each direction of each layer
 
 # Streams of random numbers beside those between the layers, which are numbered from 0 by the layer.
-_STREAM = {"weight_drop": 1 << 32}
-OPTIONS = tuple(_STREAM)
+_STREAM = {"weight_drop": 1 << 32, "recurrent_dropout": 2 << 32, "zoneout_h": 3 << 32, "zoneout_c": 4 << 32}
+OPTIONS = ("weight_drop", "recurrent_dropout", "zoneout")
 _WEIGHT_HH = 1  # its place among the arrays of a direction
 
 
@@ -39,14 +40,49 @@ def _draw(layer: Recurrent, option: str, p: float, index: int, shape: tuple[int,
     return mask
 
 
-def draw(layer: Recurrent) -> Masks:
-    """The masks of one forward call; empty for a layer without such options."""
+def set_options(layer: Recurrent, weight_drop: float, recurrent_dropout: float, zoneout: float) -> None:
+    """Check and keep the options as attributes."""
+    layer.weight_drop = checks.fraction("weight_drop", weight_drop)
+    layer.recurrent_dropout = checks.fraction("recurrent_dropout", recurrent_dropout)
+    layer.zoneout = checks.fraction("zoneout", zoneout)
+
+
+def draw(layer: Recurrent, steps: int, batch: int) -> Masks:
+    """The masks of one forward call; empty for a layer without such options.
+
+    weight_drop (G*H, out) factors of weight_hh; recurrent_dropout (B, out) factors of h before R, the same at every
+    step; zoneout_h (T, B, out) and for an LSTM zoneout_c (T, B, H): 1 where the new state is taken, 0 where the old
+    one stays.
+    """
     masks: Masks = {}
     count = layer.num_layers * layer._directions
+    if layer.recurrent_dropout:
+        p, shape = layer.recurrent_dropout, (1, batch, layer._out)
+        masks["recurrent_dropout"] = [_draw(layer, "recurrent_dropout", p, i, shape)[0] for i in range(count)]
+    if layer.zoneout:
+        for name, size in [("zoneout_h", layer._out), ("zoneout_c", layer.hidden_size)][: 1 + layer._has_c]:
+            masks[name] = [_draw(layer, name, layer.zoneout, i, (steps, batch, size)) for i in range(count)]
+            for mask in masks[name]:
+                np.not_equal(mask, 0, out=mask)
     if layer.weight_drop:
         shape = (1, layer._gates * layer.hidden_size, layer._out)
         masks["weight_drop"] = [_draw(layer, "weight_drop", layer.weight_drop, i, shape)[0] for i in range(count)]
     return masks
+
+
+def for_engine(layer: Recurrent, masks: Masks, begin: int = 0, end: int | None = None) -> Variants | None:
+    """What one call of the engine over steps [begin, end) is to be told; None where its cells are the plain ones.
+
+    Without masks (inference) zoneout takes its expectation.
+    """
+    count = layer.num_layers * layer._directions
+    if "zoneout_h" in masks or "recurrent_dropout" in masks:
+        h, c = ([mask[begin:end] for mask in masks[name]] if name in masks else None
+                for name in ("zoneout_h", "zoneout_c"))
+        return Variants(count, masks.get("recurrent_dropout"), h, c)
+    if layer.zoneout:
+        return Variants(count, taken=1 - layer.zoneout)
+    return None
 
 
 def drop_weights(arrays: list[tuple[Array | None, ...]], masks: list[Array]) -> list[tuple[Array | None, ...]]:

@@ -10,6 +10,7 @@ from libc.string cimport memcpy
 from rnn_core._kernels cimport *
 from rnn_core._plan cimport Batch, Direction, Segment, Team, View, interrupted, meet, rows_at, rows_by, share, \
     share_rows, token, whole
+from rnn_core._variants cimport add_product, add_rows, is_view, multiply_rows, split_rows
 
 
 ctypedef fused real:
@@ -69,7 +70,7 @@ cdef void project_back(BackPass *p, const Batch *b, const Part *part, ptrdiff_t 
     cdef void *dy
     for m in range(n):
         dy = NULL
-        if p.dy.base != NULL or p.dy.sequence != NULL:
+        if p.variant == NULL and is_view(&p.dy):
             dy = token(&p.dy, b, t, part.row_begin + m)
         if itemsize == 4:
             add_row[float](<float *>douts.base + m * out, <float *>dh.base + m * out, <float *>dy, p.d.out)
@@ -132,10 +133,43 @@ cdef void prepare(BackPass *p, const Batch *b, const Part *part, rc_step_back *s
     s.dy = rows_at(NULL, 0)
     for m in range(n):
         pointers[m] = state_before(p, b, t, part.row_begin + m)
-    if p.d.projection == 0 and (p.dy.base != NULL or p.dy.sequence != NULL):
+    if p.d.projection == 0 and p.variant == NULL and is_view(&p.dy):
         for m in range(n):
             pointers[n + m] = token(&p.dy, b, t, part.row_begin + m)
         s.dy = rows_by(pointers + n)
+
+
+cdef void enter_variant(BackPass *p, const Batch *b, const Part *part, rc_step_back *s, ptrdiff_t t, ptrdiff_t n,
+                        void **pointers) noexcept nogil:
+    """dh += dy; zoneout: the gradient of the old state goes past the cell. pointers: n of them are free."""
+    cdef ptrdiff_t lanes = p.kernels.lanes, m
+    cdef size_t itemsize = p.kernels.itemsize
+    if is_view(&p.dy):
+        for m in range(n):
+            pointers[m] = token(&p.dy, b, t, part.row_begin + m)
+        add_rows(itemsize, rows_by(pointers), s.dh, n, p.d.out)
+    if is_view(&p.variant.take_h):
+        split_rows(itemsize, &p.variant.take_h, b, t, part.row_begin, s.dh,
+                   from_row(p.variant.kept_h, whole(p.d.out, lanes), part.row_begin, itemsize), n, p.d.out)
+    if is_view(&p.variant.take_c):
+        split_rows(itemsize, &p.variant.take_c, b, t, part.row_begin, s.dc,
+                   from_row(p.variant.kept_c, whole(p.d.units, lanes), part.row_begin, itemsize), n, p.d.units)
+
+
+cdef void leave_variant(BackPass *p, const Part *part, rc_rows dh, rc_rows dc, rc_rows dz, ptrdiff_t n) noexcept nogil:
+    """dh += dz R, through the mask before R; and what went past the cell."""
+    cdef ptrdiff_t out = whole(p.d.out, p.kernels.lanes), units = whole(p.d.units, p.kernels.lanes)
+    cdef size_t itemsize = p.kernels.itemsize
+    cdef rc_rows masked = from_row(p.variant.masked, out, part.row_begin, itemsize)
+    if p.variant.drop == NULL:
+        product(p, &p.d.rt, p.d.rt_packed, dz, dh, n, part, True, True)
+    else:
+        product(p, &p.d.rt, p.d.rt_packed, dz, masked, n, part, False, True)
+        add_product(itemsize, masked, from_row(p.variant.drop, out, part.row_begin, itemsize), dh, n, p.d.out)
+    if is_view(&p.variant.take_h):
+        add_rows(itemsize, from_row(p.variant.kept_h, out, part.row_begin, itemsize), dh, n, p.d.out)
+    if is_view(&p.variant.take_c):
+        add_rows(itemsize, from_row(p.variant.kept_c, units, part.row_begin, itemsize), dc, n, p.d.units)
 
 
 cdef bint step_back(BackPass *p, const Batch *b, const Part *part, Team *team, ptrdiff_t t, ptrdiff_t local,
@@ -149,6 +183,8 @@ cdef bint step_back(BackPass *p, const Batch *b, const Part *part, Team *team, p
     dh = s.dh
     add_tokens(p, b, part, &p.all_dh, dh, t, n, p.d.out)
     add_tokens(p, b, part, &p.all_dc, s.dc, t, n, p.d.units)
+    if p.variant != NULL:
+        enter_variant(p, b, part, &s, t, n, pointers + n)
     if p.d.projection:
         project_back(p, b, part, t, n, local, dh)
         s.dh = from_row(p.dhidden, units, part.row_begin, itemsize)
@@ -158,12 +194,18 @@ cdef bint step_back(BackPass *p, const Batch *b, const Part *part, Team *team, p
     recurrent = from_row(p.dz, p.dz_row, local, itemsize)
     if p.d.cell == RC_GRU_RESET_BEFORE:
         product(p, &p.d.rnt, p.d.rnt_packed, recurrent, s.reset, n, part, False, True)
+        if p.variant != NULL and p.variant.drop != NULL:
+            multiply_rows(itemsize, s.reset, from_row(p.variant.drop, units, part.row_begin, itemsize), s.reset, n,
+                          p.d.units)
         s.phase = 1
         p.kernels.step_back(&s)
         if team.units and meet(team):
             return True
     recurrent.base = <char *>recurrent.base + p.d.recurrent[0].column * itemsize
-    product(p, &p.d.rt, p.d.rt_packed, recurrent, dh, n, part, True, True)
+    if p.variant != NULL:
+        leave_variant(p, part, dh, s.dc, recurrent, n)
+    else:
+        product(p, &p.d.rt, p.d.rt_packed, recurrent, dh, n, part, True, True)
     return False
 
 
@@ -225,8 +267,11 @@ cdef void recurrent_gradients(BackPass *p, const Batch *b, Team *team, ptrdiff_t
         for m in range(b.active[t]):
             pointers[n] = state_before(p, b, t, m)
             n += 1
+    cdef rc_rows states = rows_by(pointers)
+    if p.variant != NULL and p.variant.drop != NULL:
+        states = rows_at(p.variant.states, whole(p.d.out, lanes))
     if p.dr != NULL:
-        weight_gradient(p, p.dr, &p.d.recurrent[0], rows_by(pointers), p.d.out, rows, team.rank, team.size)
+        weight_gradient(p, p.dr, &p.d.recurrent[0], states, p.d.out, rows, team.rank, team.size)
     bias_gradient(p, p.db_hh, &p.d.recurrent[0], rows, team.rank, team.size)
     if p.d.recurrent_count == 2:
         weight_gradient(p, p.dr, &p.d.recurrent[1], rows_at(p.resets, units), p.d.out, rows, team.rank, team.size)
@@ -258,6 +303,23 @@ cdef void reset_states(BackPass *p, const Batch *b, Team *team, ptrdiff_t begin,
             n += 1
 
 
+cdef void mask_states(BackPass *p, const Batch *b, Team *team, ptrdiff_t begin, ptrdiff_t end) noexcept nogil:
+    """states <- the masked h_prev of every token of the chunk, and resets through the same mask."""
+    cdef ptrdiff_t out = whole(p.d.out, p.kernels.lanes), t, m, n = 0, first, last
+    cdef size_t itemsize = p.kernels.itemsize
+    cdef rc_rows factor, reset
+    share(b.first[end] - b.first[begin], team.rank, team.size, &first, &last)
+    for t in range(begin, end):
+        for m in range(b.active[t]):
+            if first <= n < last:
+                factor, reset = from_row(p.variant.drop, out, m, itemsize), from_row(p.resets, out, n, itemsize)
+                multiply_rows(itemsize, rows_at(state_before(p, b, t, m), 0), factor,
+                              from_row(p.variant.states, out, n, itemsize), 1, p.d.out)
+                if p.d.cell == RC_GRU_RESET_BEFORE:
+                    multiply_rows(itemsize, reset, factor, reset, 1, p.d.out)
+            n += 1
+
+
 cdef bint chunk_back(BackPass *p, const Batch *b, const Part *part, Team *team, ptrdiff_t begin, ptrdiff_t end,
                      void **pointers) noexcept nogil:
     """Steps [begin, end) in the order opposite to the forward pass's, then the chunk's products."""
@@ -271,6 +333,8 @@ cdef bint chunk_back(BackPass *p, const Batch *b, const Part *part, Team *team, 
             break
     if p.d.cell == RC_GRU_RESET_BEFORE:
         reset_states(p, b, team, begin, end)
+    if p.variant != NULL and p.variant.drop != NULL:
+        mask_states(p, b, team, begin, end)
     if meet(team):  # all of dz is there
         return True
     input_gradients(p, b, team, begin, end, rows, pointers)

@@ -19,6 +19,7 @@ from rnn_core._plan cimport BATCH_FIRST, CONCATENATED, PACKED, TIME_MAJOR, Batch
     user_view, whole
 from rnn_core._region cimport Call, backward_task, forward_task, run_call
 from rnn_core._runtime cimport fp_begin, fp_end, kernels_f32, kernels_f64, num_threads
+from rnn_core._variants cimport Variants
 
 cnp.import_array()
 
@@ -53,6 +54,7 @@ cdef class Tape:
     cdef int layout
     cdef object offsets
     cdef ptrdiff_t user_steps
+    cdef Variants variant              # or None
     cdef readonly list masks           # dropout masks between layers: (T, B, D*out)
 
     def __del__(self):
@@ -225,13 +227,14 @@ cdef class Network:
                         itemsize)
 
     def forward(self, Weights weights, x, y, str layout, ptrdiff_t steps, ptrdiff_t rows, lengths, h0, c0, hn, cn,
-                bint keep=False, list masks=None, all_h=None, all_c=None, order=None):
+                bint keep=False, list masks=None, all_h=None, all_c=None, order=None, Variants variant=None):
         """Run x through all layers into y, hn and cn; a Tape if `keep`.
 
         x (T, B, I), (B, T, I) or (tokens, I) and y likewise with D*out columns, hn (L*D, B, out), cn (L*D, B, units);
         lengths int64 (B,) or None; h0, c0 like hn, cn or None; masks: L-1 arrays of (tokens, D*out), or None;
         order: longest_first(lengths), where it is that of a longer batch of which this is a part;
-        all_h (T, L*D, B, out) and all_c (T, L*D, B, units), or None: the state after every step.
+        all_h (T, L*D, B, out) and all_c (T, L*D, B, units), or None: the state after every step;
+        variant: made for this call.
         """
         cdef Tape tape = Tape.__new__(Tape)
         cdef Call call
@@ -248,7 +251,8 @@ cdef class Network:
             offsets = np.concatenate(([0], np.cumsum(lengths[:-1]))) if rows else np.zeros(0, np.int64)
         memset(&call, 0, sizeof(Call))
         call.kernels, call.batch, call.chunk = self.kernels, b, chunk
-        call.layers, call.directions, call.units = self.layers, self.directions, all_h is None and self.by_units(rows, threads)
+        call.layers, call.directions, call.units = self.layers, self.directions, self.by_units(rows, threads)
+        call.units = call.units and all_h is None and variant is None
         call.passes = <Pass *>memory.take(self.layers * self.directions * sizeof(Pass))
         if masks is not None:
             call.masks = <View *>memory.take(self.layers * sizeof(View))
@@ -258,6 +262,9 @@ cdef class Network:
         cdef int i
         for i in range(self.layers * self.directions):
             self.set_states(&call.passes[i], b, i, h0, c0)
+            if variant is not None:
+                call.passes[i].variant = variant.prepare(i, self.kernels, call.passes[i].d, b)
+                call.passes[i].product = call.passes[i].variant.product
         if n:
             run_call(&call, forward_task, threads, <double>n * self.work_of(weights))
         for i in range(self.layers * self.directions):
@@ -268,7 +275,7 @@ cdef class Network:
             return None
         tape.network, tape.weights, tape.memory, tape.passes, tape.mask_views = self, weights, memory, call.passes, call.masks
         tape.arrays, tape.layout, tape.offsets, tape.user_steps = (x, y, h0, plan), code, offsets, steps
-        tape.masks = masks
+        tape.masks, tape.variant = masks, variant
         return tape
 
     cdef double work_of(self, Weights weights) noexcept:
@@ -337,6 +344,7 @@ cdef class Network:
         call.kernels, call.batch, call.layers, call.directions = self.kernels, b, self.layers, self.directions
         call.chunk = max(1, min(b.steps, <ptrdiff_t>self.chunk_steps(b.rows)))
         call.units = self.by_units(b.rows, threads) and self.out == self.units and all_dh is None
+        call.units = call.units and tape.variant is None
         cdef Block scratch = self.check_out(self.backward_bytes(b, call.chunk, threads))
         call.back = <BackPass *>scratch.take(count * sizeof(BackPass))
         call.pointers_each = 2 * (call.chunk + 1) * b.rows
@@ -408,6 +416,8 @@ cdef class Network:
                 p.reset = <char *>scratch.take_zeros(b.rows * units * itemsize)
                 load_state(b, p.dh, whole(self.out, lanes), part_of(dhn, i, b.rows * self.out, itemsize), self.out, itemsize)
                 load_state(b, p.dc, units, part_of(dcn, i, b.rows * self.units, itemsize), self.units, itemsize)
+                if tape.variant is not None:
+                    p.variant = tape.variant.prepare_back(i, self.kernels, p.d, call.chunk * b.rows)
                 p.all_dh = self.states_view(scratch, b, all_dh, i, self.out)
                 p.all_dc = self.states_view(scratch, b, all_dc, i, self.units)
                 p.h0 = <void **>scratch.take(b.rows * sizeof(void *))

@@ -9,6 +9,7 @@ from libc.string cimport memcpy
 from rnn_core._kernels cimport *
 from rnn_core._plan cimport Batch, Direction, Team, View, interrupted, meet, rows_at, rows_by, share, share_rows, \
     token, whole
+from rnn_core._variants cimport copy_rows, is_view, mix_rows, multiply_rows
 
 
 cdef enum:
@@ -79,7 +80,30 @@ cdef void run_cell(Pass *p, const Part *part, rc_step *s, ptrdiff_t done, bint s
     if second:
         s.panel_begin, s.panel_end = part.rn_begin, part.rn_end
     s.chains = p.d.chains if p.d.cell != RC_GRU_RESET_BEFORE else rc_chains(s.shape.gates, s.shape.units)
-    p.kernels.step(s)
+    if p.variant != NULL:
+        step_apart(p, part, s, second)
+    else:
+        p.kernels.step(s)
+
+
+cdef void step_apart(Pass *p, const Part *part, rc_step *s, bint second) noexcept nogil:
+    """The step's product on its own, then the cell on it: a variant may multiply R by another state than the cell's."""
+    cdef ptrdiff_t out = whole(p.d.out, p.kernels.lanes)
+    cdef rc_gemm job
+    cdef rc_rows masked
+    job.a = s.reset if second else s.h_prev
+    if p.variant.drop != NULL:
+        masked = s.reset if second else from_row(p.variant.masked, out, part.row_begin, p.kernels.itemsize)
+        multiply_rows(p.kernels.itemsize, job.a,
+                      from_row(p.variant.drop, out, part.row_begin, p.kernels.itemsize), masked, s.row_end, p.d.out)
+        job.a = masked
+    job.shape, job.packed, job.bias, job.accumulate, job.padded = s.shape, s.packed, NULL, False, True
+    job.backwards = s.backwards
+    job.c, job.row_begin, job.row_end = s.product, s.row_begin, s.row_end
+    job.panel_begin, job.panel_end = s.panel_begin, s.panel_end
+    p.kernels.gemm(&job)
+    s.shape.k, s.chains = 0, 1
+    p.variant.plain.step(s)
 
 
 cdef char *other_state(Pass *p, const Part *part, const rc_step *s) noexcept nogil:
@@ -115,6 +139,27 @@ cdef void project_state(Pass *p, const Batch *b, const Part *part, const rc_step
                  min(part.out_end * 4 * lanes, p.d.out))
 
 
+cdef void begin_variant(Pass *p, const Part *part, rc_step *s) noexcept nogil:
+    """Keep the c that the step starts from, where a part of it will stay."""
+    cdef ptrdiff_t units = whole(p.d.units, p.kernels.lanes)
+    if is_view(&p.variant.take_c):
+        copy_rows(p.kernels.itemsize, s.c, from_row(p.variant.kept_c, units, part.row_begin, p.kernels.itemsize),
+                  s.row_end, p.d.units)
+
+
+cdef void end_variant(Pass *p, const Batch *b, const Part *part, rc_step *s, ptrdiff_t t) noexcept nogil:
+    """Zoneout: what stays of the old state; then y."""
+    cdef size_t itemsize = p.kernels.itemsize
+    cdef ptrdiff_t units = whole(p.d.units, p.kernels.lanes)
+    cdef rc_rows h = rows_at(other_state(p, part, s), whole(p.d.out, p.kernels.lanes))
+    if is_view(&p.variant.take_h):
+        mix_rows(itemsize, &p.variant.take_h, b, t, part.row_begin, s.h_prev, h, s.row_end, p.d.out)
+    if is_view(&p.variant.take_c):
+        mix_rows(itemsize, &p.variant.take_c, b, t, part.row_begin,
+                 from_row(p.variant.kept_c, units, part.row_begin, itemsize), s.c, s.row_end, p.d.units)
+    copy_columns(p, &p.y, b, t, part.row_begin, h, s.row_end, 0, p.d.out)
+
+
 cdef bint one_step(Pass *p, const Batch *b, const Part *part, Team *team, rc_step *s, ptrdiff_t t, ptrdiff_t done,
                    void **pointers) noexcept nogil:
     """Step t, the `done`-th of this direction. s.gates is set. True when the call is to be left."""
@@ -132,10 +177,12 @@ cdef bint one_step(Pass *p, const Batch *b, const Part *part, Team *team, rc_ste
         s.h_next = from_row(p.hidden, units, part.row_begin, itemsize)
         if p.saved_hidden != NULL:
             s.h_next = from_row(p.saved_hidden, units, tape, itemsize)
-    else:
+    elif p.variant == NULL:
         for m in range(s.row_end):
             pointers[m] = token(&p.y, b, t, part.row_begin + m)
         s.y = rows_by(pointers)
+    if p.variant != NULL:
+        begin_variant(p, part, s)
     run_cell(p, part, s, done, False)
     if p.d.cell == RC_GRU_RESET_BEFORE:
         if team.units and meet(team):
@@ -145,6 +192,8 @@ cdef bint one_step(Pass *p, const Batch *b, const Part *part, Team *team, rc_ste
         if team.units and meet(team):
             return True
         project_state(p, b, part, s, t)
+    if p.variant != NULL:
+        end_variant(p, b, part, s, t)
     if p.all_h.sequence != NULL:  # only asked for where threads share out sequences
         copy_columns(p, &p.all_h, b, t, part.row_begin, rows_at(other_state(p, part, s), out), s.row_end, 0, p.d.out)
         if p.all_c.sequence != NULL:

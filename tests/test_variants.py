@@ -10,8 +10,8 @@ from cases import BACKWARD, FORWARD, KINDS, Case, all_close, close, parts, publi
 
 import rnn_core as rc
 
-OPTIONS = [{"weight_drop": 0.4}]
-MASKED = [{"weight_drop": 0.4}]
+MASKED = [{"weight_drop": 0.4}, {"recurrent_dropout": 0.4}, {"zoneout": 0.3}]
+OPTIONS = [*MASKED, {"weight_drop": 0.2, "recurrent_dropout": 0.3, "zoneout": 0.2}]
 SEED = 5
 
 
@@ -188,7 +188,7 @@ def test_weight_drop_keeps_its_share_of_the_weights():
         assert np.ptp(np.mean(mask == 0, axis=0)) < 0.3 and np.ptp(np.mean(mask == 0, axis=1)) < 0.5
 
 
-@pytest.mark.parametrize("option", ["weight_drop"])
+@pytest.mark.parametrize("option", ["weight_drop", "recurrent_dropout"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_dropped_layers_infer_as_plain_ones(kind, option):
     case = Case.random(kind, 260)
@@ -229,3 +229,65 @@ def test_the_general_path_refuses_variants():
     for options in OPTIONS:
         with pytest.raises(ValueError, match="general path"):
             rc.general.GeneralLSTM(2, 3, **options)
+
+
+# ---- recurrent_dropout and zoneout
+
+
+def test_recurrent_dropout_has_one_mask_a_sequence_and_unit():
+    layer = rc.LSTM(4, 200, recurrent_dropout=0.25, seed=1)
+    (mask,) = layer.forward(np.zeros((2, 50, 4), np.float32))[2].variant_masks["recurrent_dropout"]
+    assert mask.shape == (50, 200) and set(np.unique(mask)) == {np.float32(0), np.float32(1 / 0.75)}
+    assert abs(np.mean(mask == 0) - 0.25) < 4 * np.sqrt(0.25 * 0.75 / mask.size)
+    assert (mask[0] != mask[1]).any()
+
+
+def test_zoneout_keeps_its_share():
+    layer = rc.LSTM(4, 100, zoneout=0.25, seed=1)
+    masks = layer.forward(np.zeros((20, 10, 4), np.float32))[2].variant_masks
+    (h,), (c,) = masks["zoneout_h"], masks["zoneout_c"]
+    assert h.shape == c.shape == (20, 10, 100) and (h != c).any() and (h[0] != h[1]).any()
+    for mask in (h, c):
+        assert set(np.unique(mask)) == {0, 1}
+        assert abs(np.mean(mask == 0) - 0.25) < 4 * np.sqrt(0.25 * 0.75 / mask.size)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_zoneout_infers_by_its_expectation(kind):
+    for seed in range(4):
+        case = Case.random(kind, 290 + seed)
+        layer = case.layer("float64", zoneout=0.3)
+        x, state, _, _ = case.arrays("float64")
+        params = {key: np.asarray(p) for key, p in layer.params.items()}
+        lengths = case.lengths or (case.T,) * case.B
+        y, final = layer(x, public(state), case.lengths)
+        before = states_of(case) if state is None else state
+        want, want_final = reference.forward(kind, params, x, before, lengths, {}, zoneout=0.3)
+        close(y, want, 1e-12, case)
+        all_close(parts(final), want_final, 1e-12, case)
+        plain = case.layer("float64", zoneout=0.3)
+        same(plain(x)[0], plain(x, None, (case.T,) * case.B)[0], case)
+
+
+def test_zoneout_of_everything_keeps_the_state():
+    layer = rc.GRU(2, 3, zoneout=1.0, seed=0)
+    x, h0 = np.ones((4, 2, 2), np.float32), np.full((1, 2, 3), 0.5, np.float32)
+    for y, final in (layer(x, h0), layer.forward(x, h0)[:2]):
+        same(final, h0)
+        assert (y == 0.5).all()
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_state_has_its_gradient(kind, options):
+    case = small(kind, 6, num_layers=1, bidirectional=True, lengths=None, proj_size=0)
+    layer = make(case, "float64", options)
+    x, state, dy, _ = case.arrays("float64")
+    _, _, tape = layer.forward(x, public(state), return_all_states=True)
+    (hs, *_) = parts(layer.forward(x, public(state), return_all_states=True)[1])
+    H = case.hidden_size
+    dstate = (np.stack([dy[..., :H], dy[..., H:]], 1), *(np.zeros_like(hs) for _ in state[1:]))
+    got, _ = layer.backward(tape, None, public(dstate))
+    layer.calls = 0
+    _, _, tape = layer.forward(x, public(state))
+    close(got, layer.backward(tape, dy)[0], 1e-12, case)
