@@ -87,6 +87,9 @@ class Recurrent(Module):
 
     Weights of layer k are weight_ih_l{k} (G*H, I), weight_hh_l{k} (G*H, H), bias_ih_l{k} and bias_hh_l{k} (G*H,),
     with `_reverse` for the second direction; U(-1/sqrt(H), 1/sqrt(H)) at the start, from `seed`.
+
+    weight_drop, recurrent_dropout and zoneout are probabilities of dropping an element of weight_hh (a mask a call) or
+    of h before it (a mask a sequence), and of keeping a unit's old state at a step; equations in docs/equations.md.
     """
 
     _gates = 1

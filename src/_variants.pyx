@@ -54,7 +54,8 @@ cdef void add_product(size_t itemsize, rc_rows x, rc_rows factor, rc_rows to,
     cdef ptrdiff_t m
     for m in range(count):
         if itemsize == 4:
-            add_product_row[float](<float *>row_at(x, m, 4), <float *>row_at(factor, m, 4), <float *>row_at(to, m, 4), n)
+            add_product_row[float](<float *>row_at(x, m, 4),
+                                   <float *>row_at(factor, m, 4), <float *>row_at(to, m, 4), n)
         else:
             add_product_row[double](<double *>row_at(x, m, 8),
                                     <double *>row_at(factor, m, 8), <double *>row_at(to, m, 8), n)
