@@ -77,13 +77,13 @@ clean:
 	touch $@
 
 # The peers' environments see ours (the editable package, pytest, numpy) and add the peers.
-.venv-peers/made: | .venv/built
+.venv-peers/made: Makefile | .venv/built
 	$(call beside,.venv-peers)
 	.venv-peers/bin/python $(PIP) $(TORCH) onnx onnxruntime keras h5py
 	.venv-peers/bin/python $(PIP) --no-deps silero-vad
 	touch $@
 
-.venv-bench/made: | .venv/built
+.venv-bench/made: Makefile | .venv/built
 	$(call beside,.venv-bench)
 	.venv-bench/bin/python $(PIP) $(TORCH) onnx onnxruntime openvino
 	for peer in jax tensorflow; do .venv-bench/bin/python $(PIP) $$peer || echo "measuring without $$peer, which does not install here"; done
