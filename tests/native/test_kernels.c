@@ -1,0 +1,125 @@
+/* The recurrent kernels of every instruction set that this machine has, on arrays of exactly the size that kernels.h
+ * promises them: the sanitizers see a read or write past an end. What is computed is the business of the Python tests. */
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "cpu.h"
+#include "dispatch.h"
+#include "kernels.h"
+
+enum { OUT = 5 }; /* a stride of the caller's own: rows that lie apart */
+
+static size_t itemsize;
+
+static void *array(ptrdiff_t n)
+{
+    void *made = malloc((size_t)n * itemsize + (n == 0));
+    if (!made)
+        exit(2);
+    for (ptrdiff_t i = 0; i < n; i++) {
+        if (itemsize == sizeof(float))
+            ((float *)made)[i] = 0.01f * (float)(i % 7 - 3);
+        else
+            ((double *)made)[i] = 0.01 * (double)(i % 7 - 3);
+    }
+    return made;
+}
+
+static rc_rows rows(ptrdiff_t count, ptrdiff_t width)
+{
+    rc_rows r = {array(count * width), width, NULL};
+    return r;
+}
+
+/* Rows of exactly `width` elements, each an array of its own. */
+static rc_rows apart(ptrdiff_t count, ptrdiff_t width)
+{
+    rc_rows r = {NULL, 0, malloc((size_t)count * sizeof(void *) + 1)};
+    if (!r.ptr)
+        exit(2);
+    for (ptrdiff_t i = 0; i < count; i++) r.ptr[i] = array(width);
+    return r;
+}
+
+static void drop(rc_rows r, ptrdiff_t count)
+{
+    for (ptrdiff_t i = 0; r.ptr && i < count; i++) free(r.ptr[i]);
+    free(r.ptr), free(r.base);
+}
+
+static void *packed(const rc_kernels *k, const rc_shape *shape)
+{
+    ptrdiff_t columns = shape->gates * shape->units;
+    void *from = array(columns * shape->k), *to = array((ptrdiff_t)rc_packed_size(shape, k->lanes));
+    k->pack(shape, from, shape->k, 1, to);
+    free(from);
+    return to;
+}
+
+static void products(const rc_kernels *k, ptrdiff_t n, ptrdiff_t m, ptrdiff_t depth)
+{
+    for (int gates = 1; gates <= 4; gates++) {
+        rc_shape shape = {depth, n, gates};
+        ptrdiff_t row = rc_row_size(&shape, k->lanes);
+        void *weights = packed(k, &shape), *b = array(gates * n), *bias = array(row);
+        k->pack_bias(&shape, b, NULL, bias);
+        for (int padded = gates > 1; padded < 2; padded++) {
+            rc_rows a = apart(m, depth), c = padded ? rows(m, row) : apart(m, n);
+            rc_gemm job = {shape, weights, padded ? bias : NULL, !padded, padded, a, c, 0, m, 0,
+                           rc_panels(&shape, k->lanes), gates % 2};
+            k->gemm(&job);
+            drop(a, m), drop(c, m);
+        }
+        free(weights), free(b), free(bias);
+    }
+    rc_rows a = rows(m, n + OUT), x = apart(m, depth);
+    void *c = array(n * depth), *sum = array(n);
+    rc_outer job = {a, x, c, depth, m, depth, 0, n};
+    k->outer(&job);
+    k->column_sums(&a, m, sum, 0, n);
+    drop(a, m), drop(x, m), free(c), free(sum);
+}
+
+static void cell(const rc_kernels *k, enum rc_cell kind, ptrdiff_t units, ptrdiff_t m)
+{
+    const int gates = kind == RC_LSTM ? 4 : kind <= RC_RNN_RELU ? 1 : 3, before = kind == RC_GRU_RESET_BEFORE;
+    const ptrdiff_t wide = rc_vectors(units, k->lanes) * k->lanes;
+    const ptrdiff_t dz = units * (kind == RC_GRU ? 4 : gates);
+    rc_rows g = rows(m, wide * gates), h = rows(m, wide), next = rows(m, wide), c = rows(m, wide), reset = rows(m, wide);
+    rc_rows y = apart(m, units), saved = rows(m, wide * rc_saved_gates(kind)), saved_c = rows(m, wide);
+    rc_rows none = {NULL, 0, NULL}, h_prev = apart(m, units), dh = rows(m, wide), d = rows(m, dz);
+    void *bias = array(wide);
+    for (int phase = 0; phase <= before; phase++) {
+        rc_shape shape = {units, units, before ? 2 - phase : gates};
+        void *weights = packed(k, &shape);
+        rc_step s = {kind, phase, shape, rc_chains(shape.gates, units), weights, bias, g, none, h, next, c, reset, y,
+                     saved, saved_c, 0, m, 0, rc_panels(&shape, k->lanes), phase};
+        k->step(&s);
+        free(weights);
+        rc_step_back back = {kind, phase, units, saved, saved_c, h_prev, y, dh, c, reset, d, 0, m, 0,
+                             rc_vectors(units, k->lanes)};
+        k->step_back(&back);
+    }
+    drop(g, m), drop(h, m), drop(next, m), drop(c, m), drop(reset, m), drop(y, m), drop(saved, m), drop(saved_c, m);
+    drop(h_prev, m), drop(dh, m), drop(d, m), free(bias);
+}
+
+static void all(const rc_kernels *k)
+{
+    static const ptrdiff_t sizes[] = {1, 3, 8, 15, 16, 17, 33, 64, 70, 100};
+    itemsize = k->itemsize;
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
+        for (ptrdiff_t m = 1; m <= 9; m++) {
+            products(k, sizes[i], m, sizes[(i + (size_t)m) % 10]);
+            for (int kind = 0; kind < RC_CELLS; kind++) cell(k, (enum rc_cell)kind, sizes[i], m);
+        }
+    }
+    printf("%s: all kernels within their arrays\n", k->name);
+}
+
+int main(void)
+{
+    for (int isa = 0; isa <= rc_cpu_isa(); isa++) all(rc_pick_f32(isa));
+    all(rc_pick_f64());
+    return 0;
+}
