@@ -81,6 +81,7 @@ clean:
 	$(call beside,.venv-peers)
 	.venv-peers/bin/python $(PIP) $(TORCH) onnx onnxruntime keras h5py
 	.venv-peers/bin/python $(PIP) --no-deps silero-vad
+	.venv-peers/bin/python $(PIP) jax || echo "testing without Keras' numpy backend, which imports jax"
 	touch $@
 
 .venv-bench/made: Makefile | .venv/built

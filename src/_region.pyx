@@ -67,9 +67,10 @@ cdef void apply_mask(const rc_kernels *k, const Batch *b, const View *mask, cons
 cdef void forward_task(void *context, int rank, int size) noexcept nogil:
     cdef Call *call = <Call *>context
     cdef Batch *b = call.batch
-    cdef Team all, own
+    cdef Team all, part
     cdef Pass *p
-    cdef int layer, i, first, own_directions = prepare_teams(call, rank, size, &all, &own, &first)
+    cdef int layer, i, first, own_directions = prepare_teams(call, rank, size, &all, &part, &first)
+    cdef Team *own = &all if own_directions == call.directions else &part  # a team counts its barriers in one place
     cdef ptrdiff_t begin, end, span = call.chunk if call.directions == 1 else b.steps
     cdef void **pointers = call.pointers + rank * call.pointers_each
     begin = 0
@@ -82,7 +83,7 @@ cdef void forward_task(void *context, int rank, int size) noexcept nogil:
                     p.y.origin = b.first[begin]     # inference keeps one span of an inner layer's outputs
                 if layer and p.x.sequence == NULL and p.saved == NULL and call.directions == 1:
                     p.x.origin = b.first[begin]
-                forward_span(p, b, &own, begin, end, call.chunk, pointers)
+                forward_span(p, b, own, begin, end, call.chunk, pointers)
             if meet(&all):
                 return
             if call.masks != NULL and layer + 1 < call.layers:
