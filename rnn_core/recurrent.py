@@ -250,21 +250,31 @@ class Recurrent(Module):
         y has D*H columns instead of I, zero past a sequence's end; state is the one after each one's last step, or
         with return_all_states those after every step: h (T, L*D, B, H), for an LSTM (h, c), zero past the ends.
         """
-        if state is None and lengths is None and not return_all_states and self._is_plain(x):
-            return self._run_plain(x)
+        if lengths is None and not return_all_states and self._is_plain(x, state):
+            return self._run_plain(x, state)
         return self._run(x, state, lengths, False, return_all_states)[:2]
 
-    def _is_plain(self, x: Any) -> bool:
-        return not self.zoneout and bool(self._engine().takes(x))
+    def _is_plain(self, x: Any, state: State) -> bool:
+        engine = self._engine()
+        if self.zoneout or not engine.takes(x):
+            return False
+        batch = x.shape[0 if self.batch_first else 1]
+        if state is None:
+            return True
+        if not self._has_c:
+            return bool(engine.takes_state(state, batch, False))
+        return (type(state) is tuple and len(state) == 2
+                and engine.takes_state(state[0], batch, False) and engine.takes_state(state[1], batch, True))
 
-    def _run_plain(self, x: Any) -> Any:
-        """Inference on an array that needs no look at it, from a zero state: a short call is mostly overhead."""
+    def _run_plain(self, x: Any, state: State) -> Any:
+        """Inference on arrays that need no more looks at them: a short call is mostly overhead."""
         first, second, _ = x.shape
         steps, batch = (second, first) if self.batch_first else (first, second)
         y = np.empty((first, second, self._directions * self._out), self.dtype)
         h, c = self._new_states(batch)
         layout = "batch_first" if self.batch_first else "time_major"
-        self._engine().forward(self._weights(), x, y, layout, steps, batch, None, None, None, h, c)
+        h0, c0 = state if self._has_c and state is not None else (state, None)
+        self._engine().forward(self._weights(), x, y, layout, steps, batch, None, h0, c0, h, c)
         return y, h if c is None else (h, c)
 
     def forward(self, x: ArrayLike | Ragged, state: State = None, lengths: ArrayLike | None = None, *,

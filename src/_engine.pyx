@@ -92,12 +92,21 @@ cdef class Network:
         """arrays: (w_ih, w_hh, b_ih, b_hh, w_hr) of each direction of each layer; None where there is none."""
         return pack(self.kernels, self.cell, self.sizes, arrays)
 
-    def takes(self, x):
-        """Whether x is a 3-D array that the engine can read as it lies."""
+    cdef bint reads(self, x, ptrdiff_t columns) noexcept:
+        """Whether x is a 3-D array with so many columns that the engine can read as it lies."""
         if not cnp.PyArray_CheckExact(x) or not cnp.PyArray_ISCARRAY_RO(x) or cnp.PyArray_NDIM(x) != 3:
             return False
-        return cnp.PyArray_DIM(x, 2) == self.inputs and cnp.PyArray_TYPE(x) == (
+        return cnp.PyArray_DIM(x, 2) == columns and cnp.PyArray_TYPE(x) == (
             cnp.NPY_FLOAT32 if self.kernels.itemsize == 4 else cnp.NPY_FLOAT64)
+
+    def takes(self, x):
+        """Whether the engine can read this input as it lies."""
+        return self.reads(x, self.inputs)
+
+    def takes_state(self, state, ptrdiff_t batch, bint is_c):
+        """Whether the engine can read this h, or c, as it lies."""
+        return (self.reads(state, self.units if is_c else self.out) and cnp.PyArray_DIM(state, 1) == batch
+                and cnp.PyArray_DIM(state, 0) == self.layers * self.directions)
 
     # -- threads
 
