@@ -150,6 +150,9 @@ class Cell(Module):
                 raise TypeError(f"{name}: expected a writable array, got {type(to).__name__}"
                                 + (" that is read-only" if isinstance(to, np.ndarray) else ""))
             checks.floats(name, to, self.dtype, value.shape)
+        parts = [to for _, to in self._parts("out", out)]
+        if len(parts) == 2 and np.may_share_memory(*parts):
+            raise ValueError("out: expected h and c in memory of their own, got arrays that overlap")
         for (_, to), (_, value) in zip(self._parts("out", out), self._parts("out", final)):
             to[...] = value
         return out
@@ -226,7 +229,7 @@ class LSTMCell(Cell):
         return ((f"{name} h", state[0]), (f"{name} c", state[1]))
 
     def step(self, x: ArrayLike, state: State, *, out: State = None) -> State:
-        if type(state) is tuple and type(out) is tuple and len(state) == 2 and len(out) == 2:
+        if type(state) is tuple and type(out) is tuple and len(state) == len(out) == 2 and out[0] is not out[1]:
             if self._stepping().step(x, state[0], state[1], out[0], out[1]):
                 return out
         return self._slow_step(x, state, out)

@@ -180,3 +180,10 @@ def test_steps_through_time_train(kind):
         close(dx, want_dx[t], 1e-12, t, case)
     all_close(d, tuple(s[0] for s in parts(want_dstate)), 1e-12, case)
     all_close(cell.grads, {key.removesuffix("_l0"): g for key, g in layer.grads.items()}, 1e-12, case)
+
+
+def test_a_step_into_one_array_twice_is_refused():
+    cell, state = rc.LSTMCell(3, 4, seed=0), tuple(np.zeros((2, 4), np.float32) for _ in range(2))
+    with pytest.raises(ValueError, match="overlap"):
+        cell.step(np.ones((2, 3), np.float32), state, out=(state[0], state[0]))
+    assert not state[0].any() and not state[1].any()
