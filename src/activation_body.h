@@ -4,13 +4,20 @@
 #include <float.h>
 #include <math.h>
 
+/* sigmoid and tanh come for several vectors side by side, stage by stage: one is a chain of some 25 operations that
+ * wait for each other, and the processor looks ahead too short a way to find the next one's by itself. */
+#define SIDE_BY_SIDE (TILE_VECTORS / 4) /* as many as there are registers for */
+#define EACH(n) UNROLL for (int i = 0; i < (n); i++)
+
 #ifdef RC_REAL_IS_DOUBLE
 
 LANEWISE1(v_exp, exp(a.lane[l]))
 LANEWISE1(v_exp_below, exp(a.lane[l]))
 LANEWISE1(v_log, log(a.lane[l]))
-LANEWISE1(v_tanh, tanh(a.lane[l]))
-LANEWISE1(v_sigmoid, 1.0 / (1.0 + exp(-a.lane[l])))
+LANEWISE1(tanh_lane, tanh(a.lane[l]))
+LANEWISE1(sigmoid_lane, 1.0 / (1.0 + exp(-a.lane[l])))
+INLINE void v_tanhs(const int n, vf *x) { EACH(n) x[i] = tanh_lane(x[i]); }
+INLINE void v_sigmoids(const int n, vf *x) { EACH(n) x[i] = sigmoid_lane(x[i]); }
 
 #else
 
@@ -19,26 +26,24 @@ LANEWISE1(v_sigmoid, 1.0 / (1.0 + exp(-a.lane[l])))
 #define LN2_HIGH 0.693359375f
 #define LN2_LOW -2.12194440e-4f
 
-/* (e^r - 1 - r) / r^2 on |r| <= ln2/2: Taylor's coefficients, moved a little to even the error out. */
-static inline vf exp_tail(vf r) {
-    vf p = v_set1(1.9875691500e-4f);
-    p = v_fma(p, r, v_set1(1.3981999507e-3f));
-    p = v_fma(p, r, v_set1(8.3334519073e-3f));
-    p = v_fma(p, r, v_set1(4.1665795894e-2f));
-    p = v_fma(p, r, v_set1(1.6666665459e-1f));
-    return v_fma(p, r, v_set1(5.0000001201e-1f));
-}
-
-/* e^x = 2^n (1 + p) with |p| < 0.42: gives p, and n by the pointer. For |x| < 90. */
-static inline vf exp_parts(vf x, vf *n) {
-    *n = v_round(v_mul(x, v_set1(LOG2_E)));
-    vf r = v_fnma(*n, v_set1(LN2_LOW), v_fnma(*n, v_set1(LN2_HIGH), x));
-    return v_fma(exp_tail(r), v_mul(r, r), r);
+/* x[i] = 2^whole[i] (1 + p) with |p| < 0.42: p takes the place of x. For |x| < 90. The tail (e^r - 1 - r) / r^2 on
+ * |r| <= ln2/2 has Taylor's coefficients, moved a little to even the error out. */
+INLINE void exp_parts(const int n, vf *x, vf *whole) {
+    static const float tail[] = {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f,
+                                 5.0000001201e-1f};
+    vf p[SIDE_BY_SIDE];
+    EACH(n) whole[i] = v_round(v_mul(x[i], v_set1(LOG2_E)));
+    EACH(n) x[i] = v_fnma(whole[i], v_set1(LN2_HIGH), x[i]);
+    EACH(n) x[i] = v_fnma(whole[i], v_set1(LN2_LOW), x[i]);
+    EACH(n) p[i] = v_set1(1.9875691500e-4f);
+    UNROLL for (int d = 0; d < 5; d++) EACH(n) p[i] = v_fma(p[i], x[i], v_set1(tail[d]));
+    EACH(n) x[i] = v_fma(p[i], v_mul(x[i], x[i]), x[i]);
 }
 
 /* e^x; 0 below -87.3 (there are no denormals here) and inf above 88.7. */
 static inline vf v_exp(vf x) {
-    vf n, p = exp_parts(v_min(v_set1(88.8f), v_max(v_set1(-87.4f), x)), &n);
+    vf n, p = v_min(v_set1(88.8f), v_max(v_set1(-87.4f), x));
+    exp_parts(1, &p, &n);
     /* 2^n in two factors, since n reaches 128. */
     vf half = v_round(v_mul(n, v_set1(0.5f)));
     vf scale = v_pow2(half);
@@ -47,31 +52,39 @@ static inline vf v_exp(vf x) {
 }
 
 /* 1 / (1 + e^-x); the sum is rounded about once, since what 2^n + 1 loses is added to the smaller term. */
-static inline vf v_sigmoid(vf x) {
-    vf n, p = exp_parts(v_min(v_set1(88.0f), v_max(v_set1(-40.0f), v_neg(x))), &n);
-    vf one = v_set1(1.0f), scale = v_pow2(n), sum = v_add(scale, one);
-    vf lost = v_add(v_sub(scale, sum), one);
-    return v_div(one, v_add(v_fma(scale, p, lost), sum));
+INLINE void v_sigmoids(const int n, vf *x) {
+    const vf one = v_set1(1.0f);
+    vf scale[SIDE_BY_SIDE], sum[SIDE_BY_SIDE];
+    EACH(n) x[i] = v_min(v_set1(88.0f), v_max(v_set1(-40.0f), v_neg(x[i])));
+    exp_parts(n, x, scale);
+    EACH(n) scale[i] = v_pow2(scale[i]);
+    EACH(n) sum[i] = v_add(scale[i], one);
+    EACH(n) x[i] = v_fma(scale[i], x[i], v_add(v_sub(scale[i], sum[i]), one));
+    EACH(n) x[i] = v_div(one, v_add(x[i], sum[i]));
 }
 
-/* Near zero x + x^3 P(x^2), P by Moshier (Cephes, tanhf); from 0.625 on 1 - 2 / (1 + e^2|x|). */
-static inline vf v_tanh(vf x) {
-    vf one = v_set1(1.0f), a = v_abs(x), square = v_mul(x, x);
-    vf poly = v_set1(-5.70498872745e-3f);
-    poly = v_fma(poly, square, v_set1(2.06390887954e-2f));
-    poly = v_fma(poly, square, v_set1(-5.37397155531e-2f));
-    poly = v_fma(poly, square, v_set1(1.33314422036e-1f));
-    poly = v_fma(poly, square, v_set1(-3.33332819422e-1f));
-    vf near = v_fma(v_mul(a, square), poly, a);
-    vf n, p = exp_parts(v_min(v_set1(40.0f), v_add(a, a)), &n);
-    vf scale = v_pow2(n);
-    vf far = v_sub(one, v_div(v_set1(2.0f), v_fma(scale, p, v_add(scale, one))));
-    return v_copysign(v_lt(a, v_set1(0.625f), near, far), x);
+/* Near zero a + a^3 P(a^2), P by Moshier (Cephes, tanhf); from 0.625 on 1 - 2 / (1 + e^2a); a = |x|. */
+INLINE void v_tanhs(const int n, vf *x) {
+    static const float near[] = {2.06390887954e-2f, -5.37397155531e-2f, 1.33314422036e-1f, -3.33332819422e-1f};
+    const vf one = v_set1(1.0f);
+    vf far[SIDE_BY_SIDE], scale[SIDE_BY_SIDE], poly[SIDE_BY_SIDE];
+    EACH(n) far[i] = v_min(v_set1(40.0f), v_abs(v_add(x[i], x[i])));
+    exp_parts(n, far, scale);
+    EACH(n) scale[i] = v_pow2(scale[i]);
+    EACH(n) far[i] = v_fma(scale[i], far[i], v_add(scale[i], one));
+    EACH(n) far[i] = v_sub(one, v_div(v_set1(2.0f), far[i]));
+    EACH(n) poly[i] = v_set1(-5.70498872745e-3f);
+    UNROLL for (int d = 0; d < 4; d++) EACH(n) poly[i] = v_fma(poly[i], v_mul(x[i], x[i]), v_set1(near[d]));
+    EACH(n) poly[i] = v_fma(v_mul(v_abs(x[i]), v_mul(x[i], x[i])), poly[i], v_abs(x[i]));
+    EACH(n) far[i] = v_lt(v_abs(x[i]), v_set1(0.625f), poly[i], far[i]);
+    EACH(n) x[i] = v_copysign(far[i], x[i]);
 }
 
 /* e^x for x <= 0, with the bits of v_exp and two thirds of its work: 2^n needs no second factor. */
 static inline vf v_exp_below(vf x) {
-    vf low = v_set1(-87.33654f), n, p = exp_parts(v_max(low, x), &n), scale = v_pow2(n);
+    vf low = v_set1(-87.33654f), n, p = v_max(low, x);
+    exp_parts(1, &p, &n);
+    vf scale = v_pow2(n);
     return v_lt(x, low, v_zero(), v_fma(scale, p, scale));
 }
 
@@ -97,3 +110,29 @@ static inline vf v_log(vf x) {
 }
 
 #endif
+
+INLINE vf v_sigmoid(vf x) {
+    v_sigmoids(1, &x);
+    return x;
+}
+
+INLINE vf v_tanh(vf x) {
+    v_tanhs(1, &x);
+    return x;
+}
+
+/* f of all n elements of x. */
+#define ALL(name, f) \
+    static __attribute__((noinline)) void name(vf *x, int n) { \
+        for (; n >= SIDE_BY_SIDE; n -= SIDE_BY_SIDE, x += SIDE_BY_SIDE) f(SIDE_BY_SIDE, x); \
+        switch (n) { LEFT(f, 1) LEFT(f, 2) LEFT(f, 3) LEFT(f, 4) LEFT(f, 5) } \
+    }
+#define LEFT(f, count) \
+    case count: \
+        if (count < SIDE_BY_SIDE) f(count, x); \
+        break;
+
+ALL(sigmoid_all, v_sigmoids)
+ALL(tanh_all, v_tanhs)
+#undef ALL
+#undef LEFT

@@ -1,7 +1,8 @@
 /* The cells. Each one's forward and backward stand side by side; equations and gate orders are in docs/equations.md.
  *
  * Forward gets the vectors of one unit vector (LANES hidden units) of one sequence while they are in registers:
- * z[g] holds the pre-activation of gate g. Backward gets dh of the same units and what forward saved.
+ * z[g * next] holds gate g, of which the vectors of several sequences lie
+ * between: activations are run over all of them side by side. Backward gets dh of the same units and what forward saved.
  */
 
 /* Where unit vector j of a row lies. */
@@ -21,10 +22,10 @@ INLINE void store_units(real *row, ptrdiff_t j, ptrdiff_t units, vf v) {
     else v_store_n(row + j * LANES, v, left);
 }
 
-INLINE void save_gates(const rc_step *s, ptrdiff_t row, ptrdiff_t j, const int gates, const vf *g) {
+INLINE void save_gates(const rc_step *s, ptrdiff_t row, ptrdiff_t j, const int gates, const vf *z, int next) {
     if (!has_rows(&s->saved)) return;
     real *p = row_of(&s->saved, row) + j * gates * LANES;
-    UNROLL for (int i = 0; i < gates; i++) v_store(p + i * LANES, g[i]);
+    UNROLL for (int i = 0; i < gates; i++) v_store(p + i * LANES, z[i * next]);
 }
 
 INLINE void emit_h(const rc_step *s, ptrdiff_t row, ptrdiff_t j, vf h) {
@@ -45,9 +46,9 @@ INLINE void emit_dz(const rc_step_back *s, ptrdiff_t row, ptrdiff_t j, int g, vf
 /* ---------------------------------------------------------------------------------------------------------- RNN
  * h = tanh(z) or max(z, 0) */
 
-INLINE void rnn_forward(const rc_step *s, ptrdiff_t row, ptrdiff_t j, const vf *z) {
-    vf h = s->cell == RC_RNN_TANH ? v_tanh(z[0]) : v_max(v_zero(), z[0]);
-    save_gates(s, row, j, 1, &h);
+INLINE void rnn_forward(const rc_step *s, ptrdiff_t row, ptrdiff_t j, vf z) {
+    vf h = s->cell == RC_RNN_TANH ? z : v_max(v_zero(), z); /* tanh has been taken */
+    save_gates(s, row, j, 1, &h, 1);
     emit_h(s, row, j, h);
 }
 
@@ -61,21 +62,19 @@ INLINE void rnn_backward(const rc_step_back *s, ptrdiff_t row, ptrdiff_t j, vf d
 /* --------------------------------------------------------------------------------------------------------- LSTM
  * i, f, o = sigmoid(z_i, z_f, z_o), g = tanh(z_g);  c = f c_prev + i g;  h = o tanh(c) */
 
-/* In two parts, each run over all rows of a tile: the chain from c to h is long, and those of several rows overlap. */
-INLINE void lstm_forward_c(const rc_step *s, ptrdiff_t row, ptrdiff_t j, vf *z) {
-    vf gate[4] = {v_sigmoid(z[0]), v_sigmoid(z[1]), v_tanh(z[2]), v_sigmoid(z[3])};
+/* The gates are activated. Leaves c in the place of i, of which the tanh is taken next. */
+INLINE void lstm_forward_c(const rc_step *s, ptrdiff_t row, ptrdiff_t j, vf *z, int next) {
     real *c_row = unit_of(&s->c, row, j);
     vf c_prev = v_load(c_row);
-    vf c = v_fma(gate[1], c_prev, v_mul(gate[0], gate[2]));
-    save_gates(s, row, j, 4, gate);
+    vf c = v_fma(z[next], c_prev, v_mul(z[0], z[2 * next]));
+    save_gates(s, row, j, 4, z, next);
     if (has_rows(&s->saved_c)) v_store(unit_of(&s->saved_c, row, j), c_prev);
     v_store(c_row, c);
     z[0] = c;
-    z[3] = gate[3];
 }
 
-INLINE void lstm_forward_h(const rc_step *s, ptrdiff_t row, ptrdiff_t j, const vf *z) {
-    emit_h(s, row, j, v_mul(z[3], v_tanh(z[0])));
+INLINE void lstm_forward_h(const rc_step *s, ptrdiff_t row, ptrdiff_t j, const vf *z, int next) {
+    emit_h(s, row, j, v_mul(z[3 * next], z[0]));
 }
 
 INLINE void lstm_backward(const rc_step_back *s, ptrdiff_t row, ptrdiff_t j, vf dh) {
@@ -98,16 +97,15 @@ INLINE void lstm_backward(const rc_step_back *s, ptrdiff_t row, ptrdiff_t j, vf 
 
 INLINE vf gru_mix(vf z, vf n, vf h_prev) { return v_fma(z, v_sub(h_prev, n), n); }
 
-INLINE void gru_forward_rz(vf *z) {
-    z[0] = v_sigmoid(z[0]);
-    z[1] = v_sigmoid(z[1]);
+/* r and z are activated. Leaves R_n h + b_hn as a fourth gate, and n, of which the tanh is taken next, in its place. */
+INLINE void gru_forward_n(const rc_step *s, ptrdiff_t row, ptrdiff_t j, vf *z, int next) {
+    z[3 * next] = z[2 * next];
+    z[2 * next] = v_fma(z[0], z[2 * next], v_load(row_of(&s->gates, row) + (j * 3 + 2) * LANES));
 }
 
-INLINE void gru_forward_h(const rc_step *s, ptrdiff_t row, ptrdiff_t j, const vf *z) {
-    vf x_n = v_load(row_of(&s->gates, row) + (j * 3 + 2) * LANES);
-    vf gate[4] = {z[0], z[1], v_tanh(v_fma(z[0], z[2], x_n)), z[2]};
-    save_gates(s, row, j, 4, gate);
-    emit_h(s, row, j, gru_mix(gate[1], gate[2], v_load(unit_of(&s->h_prev, row, j))));
+INLINE void gru_forward_h(const rc_step *s, ptrdiff_t row, ptrdiff_t j, const vf *z, int next) {
+    save_gates(s, row, j, 4, z, next);
+    emit_h(s, row, j, gru_mix(z[next], z[2 * next], v_load(unit_of(&s->h_prev, row, j))));
 }
 
 INLINE void gru_backward(const rc_step_back *s, ptrdiff_t row, ptrdiff_t j, vf dh) {
@@ -126,8 +124,7 @@ INLINE void gru_backward(const rc_step_back *s, ptrdiff_t row, ptrdiff_t j, vf d
  * r, z = sigmoid(z_r, z_z);  n = tanh(x_n + b_hn + R_n (r h));  h = n + z (h_prev - n)     (Cho et al. 2014)
  * Two products a step, so two phases: R_n needs r h of all units. */
 
-INLINE void gru_rz_forward(const rc_step *s, ptrdiff_t row, ptrdiff_t j, const vf *z) {
-    vf r = v_sigmoid(z[0]), update = v_sigmoid(z[1]);
+INLINE void gru_rz_forward(const rc_step *s, ptrdiff_t row, ptrdiff_t j, vf r, vf update) {
     v_store(unit_of(&s->reset, row, j), v_mul(r, v_load(unit_of(&s->h_prev, row, j))));
     v_store(unit_of(&s->c, row, j), update);
     if (!has_rows(&s->saved)) return;
@@ -136,8 +133,7 @@ INLINE void gru_rz_forward(const rc_step *s, ptrdiff_t row, ptrdiff_t j, const v
     v_store(p + LANES, update);
 }
 
-INLINE void gru_n_forward(const rc_step *s, ptrdiff_t row, ptrdiff_t j, const vf *z) {
-    vf n = v_tanh(z[0]);
+INLINE void gru_n_forward(const rc_step *s, ptrdiff_t row, ptrdiff_t j, vf n) {
     if (has_rows(&s->saved)) v_store(row_of(&s->saved, row) + (j * 3 + 2) * LANES, n);
     emit_h(s, row, j, gru_mix(v_load(unit_of(&s->c, row, j)), n, v_load(unit_of(&s->h_prev, row, j))));
 }
@@ -173,33 +169,45 @@ INLINE vf step_start(enum kind kind, const rc_step *s, ptrdiff_t row, ptrdiff_t 
     return v_add(v_load(from), v_load(row_of(&s->product, row) + own * LANES));
 }
 
-/* The cell on a finished tile: `rows` rows of one panel, or one row of `panels` panels. Not inlined, so that each
- * cell's code stands once and not once for each shape of a tile; z comes through the stack, in L1. */
+/* The cell on a finished tile: `tiles` are rows of one panel (down), or panels of one row; z[v * tiles + i] is vector v
+ * of the i-th. Not inlined, so that each cell's code stands once and not once for each shape of a tile; z comes through
+ * the stack, in L1. */
 static __attribute__((noinline)) void step_finish(const rc_step *s, ptrdiff_t row, ptrdiff_t panel, int tiles,
-                                                  int down, int vectors, vf z[][4]) {
-    const ptrdiff_t right = !down;
+                                                  int down, int vectors, vf *z) {
 #define EACH_TILE for (int i = 0; i < tiles; i++)
-#define AT row + i * down, panel + i * right
+#define ROW row + (down ? i : 0)
+#define PANEL (panel + (down ? 0 : i))
     switch (s->cell) {
     case RC_LSTM:
-        EACH_TILE lstm_forward_c(s, AT, z[i]);
-        EACH_TILE lstm_forward_h(s, AT, z[i]);
+        sigmoid_all(z, 2 * tiles);
+        tanh_all(z + 2 * tiles, tiles);
+        sigmoid_all(z + 3 * tiles, tiles);
+        EACH_TILE lstm_forward_c(s, ROW, PANEL, z + i, tiles);
+        tanh_all(z, tiles);
+        EACH_TILE lstm_forward_h(s, ROW, PANEL, z + i, tiles);
         break;
     case RC_GRU:
-        EACH_TILE gru_forward_rz(z[i]);
-        EACH_TILE gru_forward_h(s, AT, z[i]);
+        sigmoid_all(z, 2 * tiles);
+        EACH_TILE gru_forward_n(s, ROW, PANEL, z + i, tiles);
+        tanh_all(z + 2 * tiles, tiles);
+        EACH_TILE gru_forward_h(s, ROW, PANEL, z + i, tiles);
         break;
     case RC_GRU_RESET_BEFORE:
-        EACH_TILE {
-            if (s->phase == 0) gru_rz_forward(s, AT, z[i]);
-            else for (int v = 0; v < vectors; v++) gru_n_forward(s, row + i * down, (panel + i * right) * 4 + v, z[i] + v);
+        if (s->phase == 0) {
+            sigmoid_all(z, 2 * tiles);
+            EACH_TILE gru_rz_forward(s, ROW, PANEL, z[i], z[tiles + i]);
+            break;
         }
+        tanh_all(z, vectors * tiles);
+        for (int v = 0; v < vectors; v++) EACH_TILE gru_n_forward(s, ROW, PANEL * 4 + v, z[v * tiles + i]);
         break;
     default:
-        EACH_TILE for (int v = 0; v < vectors; v++) rnn_forward(s, row + i * down, (panel + i * right) * 4 + v, z[i] + v);
+        if (s->cell == RC_RNN_TANH) tanh_all(z, vectors * tiles);
+        for (int v = 0; v < vectors; v++) EACH_TILE rnn_forward(s, ROW, PANEL * 4 + v, z[v * tiles + i]);
     }
 #undef EACH_TILE
-#undef AT
+#undef ROW
+#undef PANEL
 }
 
 static void step(const rc_step *s) {

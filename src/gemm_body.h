@@ -57,13 +57,17 @@ INLINE void gemm_finish(const rc_gemm *g, ptrdiff_t row, ptrdiff_t panel, int ve
 
 INLINE void tile_finish(enum kind kind, const void *job, ptrdiff_t row, ptrdiff_t panel, int rows, int panels,
                         int vectors, vf z[][4]) {
-    if (kind != GEMM) {
-        step_finish(job, row, panel, rows * panels, panels == 1, vectors, z);
+    const int tiles = rows * panels; /* one of the two is 1 */
+    if (kind == GEMM) {
+        UNROLL for (int i = 0; i < tiles; i++)
+            gemm_finish(job, row + (panels == 1 ? i : 0), panel + (panels == 1 ? 0 : i), vectors, z[i]);
         return;
     }
-    UNROLL for (int r = 0; r < rows; r++) {
-        UNROLL for (int p = 0; p < panels; p++) gemm_finish(job, row + r, panel + p, vectors, z[r + p]);
+    vf by_gate[4 * MAX_ROWS];
+    UNROLL for (int v = 0; v < vectors; v++) {
+        UNROLL for (int i = 0; i < tiles; i++) by_gate[v * tiles + i] = z[i][v];
     }
+    step_finish(job, row, panel, tiles, panels == 1, vectors, by_gate);
 }
 
 static void gemm(const rc_gemm *job) {

@@ -1,6 +1,9 @@
 /* The kernels of one instruction set: included by kernels_<isa>.c after its vocabulary. */
 #include "kernels.h"
 
+#define INLINE static inline __attribute__((always_inline))
+#define UNROLL _Pragma("GCC unroll 32")
+
 #include "activation_body.h"
 #include "tile_body.h"
 #include "cell_body.h"

@@ -5,9 +5,7 @@
  * loops over them unroll and the accumulators stay in registers.
  */
 
-#define INLINE static inline __attribute__((always_inline))
 #define ROW_PANELS (TILE_VECTORS >= 24 ? 4 : 2) /* panels side by side when there is only one row */
-#define UNROLL _Pragma("GCC unroll 32")
 
 enum kind { GEMM, RNN, LSTM, GRU, GRU_RZ, GRU_N };
 
