@@ -111,16 +111,6 @@ static inline vf v_log(vf x) {
 
 #endif
 
-INLINE vf v_sigmoid(vf x) {
-    v_sigmoids(1, &x);
-    return x;
-}
-
-INLINE vf v_tanh(vf x) {
-    v_tanhs(1, &x);
-    return x;
-}
-
 /* f of all n elements of x. */
 #define ALL(name, f) \
     static __attribute__((noinline)) void name(vf *x, int n) { \

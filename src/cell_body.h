@@ -77,11 +77,17 @@ INLINE void lstm_forward_h(const rc_step *s, ptrdiff_t row, ptrdiff_t j, const v
     emit_h(s, row, j, v_mul(z[3 * next], z[0]));
 }
 
-INLINE void lstm_backward(const rc_step_back *s, ptrdiff_t row, ptrdiff_t j, vf dh) {
+/* c, of which backward takes the tanh again. */
+INLINE vf lstm_c(const rc_step_back *s, ptrdiff_t row, ptrdiff_t j) {
+    const real *gate = row_of(&s->saved, row) + j * 4 * LANES;
+    vf c_prev = v_load(unit_of(&s->saved_c, row, j));
+    return v_fma(v_load(gate + LANES), c_prev, v_mul(v_load(gate), v_load(gate + 2 * LANES)));
+}
+
+INLINE void lstm_backward(const rc_step_back *s, ptrdiff_t row, ptrdiff_t j, vf dh, vf tanh_c) {
     const real *gate = row_of(&s->saved, row) + j * 4 * LANES;
     vf i = v_load(gate), f = v_load(gate + LANES), g = v_load(gate + 2 * LANES), o = v_load(gate + 3 * LANES);
     vf c_prev = v_load(unit_of(&s->saved_c, row, j));
-    vf tanh_c = v_tanh(v_fma(f, c_prev, v_mul(i, g)));
     real *dc_row = unit_of(&s->dc, row, j);
     vf dc = v_fma(v_mul(dh, o), d_tanh(tanh_c), v_load(dc_row));
     emit_dz(s, row, j, 0, v_mul(v_mul(dc, g), d_sigmoid(i)));
@@ -224,20 +230,28 @@ static void step(const rc_step *s) {
     }
 }
 
+INLINE void unit_back(const rc_step_back *s, ptrdiff_t row, ptrdiff_t j, vf tanh_c) {
+    if (s->cell == RC_GRU_RESET_BEFORE && s->phase == 1) {
+        gru_rz_backward(s, row, j);
+        return;
+    }
+    vf dh = v_add(load_or_zero(&s->dy, row, j, s->units), v_load(unit_of(&s->dh, row, j)));
+    switch (s->cell) {
+    case RC_LSTM: lstm_backward(s, row, j, dh, tanh_c); break;
+    case RC_GRU: gru_backward(s, row, j, dh); break;
+    case RC_GRU_RESET_BEFORE: gru_n_backward(s, row, j, dh); break;
+    default: rnn_backward(s, row, j, dh);
+    }
+}
+
 static void step_back(const rc_step_back *s) {
     for (ptrdiff_t row = s->row_begin; row < s->row_end; row++) {
-        for (ptrdiff_t j = s->unit_begin; j < s->unit_end; j++) {
-            if (s->cell == RC_GRU_RESET_BEFORE && s->phase == 1) {
-                gru_rz_backward(s, row, j);
-                continue;
-            }
-            vf dh = v_add(load_or_zero(&s->dy, row, j, s->units), v_load(unit_of(&s->dh, row, j)));
-            switch (s->cell) {
-            case RC_LSTM: lstm_backward(s, row, j, dh); break;
-            case RC_GRU: gru_backward(s, row, j, dh); break;
-            case RC_GRU_RESET_BEFORE: gru_n_backward(s, row, j, dh); break;
-            default: rnn_backward(s, row, j, dh);
-            }
+        for (ptrdiff_t j = s->unit_begin; j < s->unit_end; j += SIDE_BY_SIDE) {
+            const int count = s->unit_end - j < SIDE_BY_SIDE ? (int)(s->unit_end - j) : SIDE_BY_SIDE;
+            vf tanh_c[SIDE_BY_SIDE];
+            for (int i = 0; i < count; i++) tanh_c[i] = s->cell == RC_LSTM ? lstm_c(s, row, j + i) : v_zero();
+            if (s->cell == RC_LSTM) tanh_all(tanh_c, count);
+            for (int i = 0; i < count; i++) unit_back(s, row, j + i, tanh_c[i]);
         }
     }
 }

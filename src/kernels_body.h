@@ -11,10 +11,21 @@
 #include "dense_body.h"
 
 static void activate(int f, const void *x, void *y, ptrdiff_t n) {
-    for (ptrdiff_t i = 0; i < n; i += LANES) {
-        const ptrdiff_t left = n - i < LANES ? n - i : LANES;
-        vf v = v_load_n((const real *)x + i, left);
-        v_store_n((real *)y + i, f == 0 ? v_exp(v) : f == 1 ? v_sigmoid(v) : v_tanh(v), left);
+    const real *from = x;
+    real *to = y;
+    for (ptrdiff_t begin = 0; begin < n; begin += SIDE_BY_SIDE * LANES) {
+        vf v[SIDE_BY_SIDE];
+        int count = 0;
+        for (ptrdiff_t i = begin; i < n && count < SIDE_BY_SIDE; i += LANES, count++)
+            v[count] = n - i < LANES ? v_load_n(from + i, n - i) : v_load(from + i);
+        if (f == 1) sigmoid_all(v, count);
+        else if (f == 2) tanh_all(v, count);
+        else for (int i = 0; i < count; i++) v[i] = v_exp(v[i]);
+        for (int i = 0; i < count; i++) {
+            const ptrdiff_t at = begin + i * LANES;
+            if (n - at < LANES) v_store_n(to + at, v[i], n - at);
+            else v_store(to + at, v[i]);
+        }
     }
 }
 
