@@ -163,6 +163,11 @@ class Module:
         """Copies of all parameters, keyed as PyTorch keys them."""
         return {key: node._buffers[name].view.copy() for key, node, name in self._named_buffers()}
 
+    def spread(self, params: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """A state_dict of arrays under the keys of `params`: a shared parameter's array under each of its keys."""
+        arrays = {id(node._buffers[name]): params[key] for key, node, name in self._distinct()}
+        return {key: arrays[id(node._buffers[name])] for key, node, name in self._named_buffers()}
+
     def load_state_dict(self, mapping: Mapping[str, ArrayLike], strict: bool = True) -> LoadResult:
         """Copy the arrays of `mapping` into the parameters; every check comes before the first write.
 

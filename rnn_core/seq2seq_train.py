@@ -141,7 +141,7 @@ class Trainer:
         self.optimiser = Adam(model.params, lr=options.lr)
         self.state = _State()
         self.log: Log | None = None
-        self.mean: dict[str, Any] = model.state_dict() if options.average else {}
+        self.mean: dict[str, Any] = {k: v.copy() for k, v in model.params.items()} if options.average else {}
         self.best: dict[str, Any] | None = None
         self.stopped = False
 
@@ -167,7 +167,7 @@ class Trainer:
         elif self.best is not None:
             self.model.load_state_dict(self.best)
         elif self.mean:
-            self.model.load_state_dict(self.mean)
+            self.model.load_state_dict(self.model.spread(self.mean))
         if not stop and self.best is None:
             self.best = self.model.state_dict()
             self._save_best()
@@ -240,8 +240,9 @@ class Trainer:
         if self.valid is not None and len(self.valid):
             score = self.validate()
             if score < state.best:
-                state.best, state.best_epoch, self.best = score, state.epoch, dict(self.mean) or self.model.state_dict()
-                self.best = {key: value.copy() for key, value in self.best.items()}
+                state.best, state.best_epoch = score, state.epoch
+                best = self.model.spread(self.mean) if self.mean else self.model.state_dict()
+                self.best = {key: value.copy() for key, value in best.items()}
                 self._save_best()
         if self.log is not None:
             self.log.add(step=state.step, epoch=state.epoch, seconds=state.seconds, lr=self._lr(),
@@ -258,7 +259,7 @@ class Trainer:
         assert self.valid is not None
         trained = self.model.state_dict() if self.mean else None
         if trained is not None:
-            self.model.load_state_dict(self.mean)
+            self.model.load_state_dict(self.model.spread(self.mean))
         total, count = 0.0, 0
         order = np.argsort(self.valid.targets.lengths, kind="stable")
         for begin in range(0, len(order), 256):

@@ -19,6 +19,8 @@ cnp.import_array()
 cdef enum:
     # Multiply-adds of about 10 microseconds: a longer step lets go of the GIL, and may use more threads if there are.
     SHORT = 1 << 19
+    # Panels of W, then the same of R, and so on: see Stepper.multiply.
+    SLICE = 4
 
 
 cdef bint fits(object array, ptrdiff_t rows, ptrdiff_t columns, bint written) noexcept:
@@ -45,6 +47,7 @@ cdef class Stepper:
     cdef char *h
     cdef char *c
     cdef bint copies                   # h into h_prev
+    cdef bint backwards                # from the last panel to the first, as every other step
     cdef bint busy                     # a thread without the GIL is using `memory`
 
     def __init__(self, list buffers, pack):
@@ -73,22 +76,36 @@ cdef class Stepper:
         cdef char *gates = <char *>self.memory.take(rows * row * 4)
         cdef rc_rows none = rows_at(NULL, 0)
         cdef rc_gemm *g = &self.inputs
-        g.shape, g.packed, g.bias, g.accumulate, g.padded, g.backwards = d.w, d.w_packed, d.bias, False, True, False
+        g.shape, g.packed, g.bias, g.accumulate, g.padded = d.w, d.w_packed, d.bias, False, True
         g.c = rows_at(gates, row)
-        g.row_begin, g.row_end, g.panel_begin, g.panel_end = 0, rows, 0, rc_panels(&d.w, lanes)
+        g.row_begin, g.row_end = 0, rows
         cdef rc_step *s = &self.cell
         s.backwards = False
         s.cell, s.phase, s.shape, s.packed, s.bias = d.cell, 0, d.r, d.r_packed, d.bias_n
         s.chains = d.chains if d.cell != RC_GRU_RESET_BEFORE else rc_chains(2, d.units)
         s.gates, s.product, s.h_next, s.c = g.c, none, rows_at(self.h, units), rows_at(self.c, units)
         s.reset, s.y, s.saved, s.saved_c = rows_at(reset, units), none, none, none
-        s.row_begin, s.row_end, s.panel_begin, s.panel_end = 0, rows, 0, rc_panels(&d.r, lanes)
+        s.row_begin, s.row_end, s.panel_begin = 0, rows, 0
         self.second = s[0]
         s = &self.second
         s.phase, s.shape, s.packed, s.chains = 1, d.rn, d.rn_packed, rc_chains(1, d.units)
         s.panel_end = rc_panels(&d.rn, lanes)
         self.stamp, self.rows = stamp, rows
         return 0
+
+    cdef void multiply(self) noexcept nogil:
+        """W x and R h, slice by slice, there in one call and back in the next: of weights larger than a cache, the half
+        that a call left there is the half that the next one starts with."""
+        cdef const rc_kernels *k = self.weights.kernels
+        cdef ptrdiff_t panels = rc_panels(&self.inputs.shape, k.lanes), i, n = (panels + SLICE - 1) // SLICE
+        for i in range(n):
+            self.inputs.panel_begin = SLICE * (n - 1 - i if self.backwards else i)
+            self.inputs.panel_end = min(self.inputs.panel_begin + SLICE, panels)
+            self.cell.panel_begin, self.cell.panel_end = self.inputs.panel_begin, self.inputs.panel_end
+            self.inputs.backwards = self.cell.backwards = self.backwards
+            k.gemm(&self.inputs)
+            k.step(&self.cell)
+        self.backwards = not self.backwards
 
     cdef void run(self, const float *x, const float *h, const float *c, float *out_h, float *out_c) noexcept nogil:
         cdef const rc_kernels *k = self.weights.kernels
@@ -102,8 +119,7 @@ cdef class Stepper:
                 memcpy(self.h_prev + m * stride * sizeof(float), h + m * units, size)
             if d.cell == RC_LSTM:
                 memcpy(self.c + m * stride * sizeof(float), c + m * units, size)
-        k.gemm(&self.inputs)
-        k.step(&self.cell)
+        self.multiply()
         if d.cell == RC_GRU_RESET_BEFORE:
             self.second.h_prev = self.cell.h_prev
             k.step(&self.second)

@@ -43,9 +43,10 @@ def test_take_gives_the_sequences_in_order():
     assert np.array_equal(found.values, np.concatenate([rows[7], rows[2], rows[2]]))
 
 
+@pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("options", [{}, {"sampling": 0.3}, {"average": 0.99}])
-def test_it_learns_to_turn_sequences_around(options):
-    found, pairs = model(), copying(400)
+def test_it_learns_to_turn_sequences_around(options, tied):
+    found, pairs = model(tied=tied), copying(400)
     state = train(found, pairs, copying(40, 1), epochs=25, batch_size=16, lr=1e-2, quiet=True, **options)
     assert state.best < 0.3
     results = found.decode([[3, 4, 5], [8, 7]], beam_size=3)
