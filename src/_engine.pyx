@@ -31,8 +31,8 @@ LAYOUTS = {"time_major": TIME_MAJOR, "batch_first": BATCH_FIRST, "concatenated":
 # What one core should find in its cache: the gates of a chunk of steps (forward), and the tokens whose weight
 # gradients are summed at once (backward).
 cdef enum:
-    CHUNK_BYTES = 1 << 18
-    CHUNK_LEAST = 48
+    CHUNK_BYTES = 1 << 20
+    CHUNK_LEAST = 128
     CHUNK_MOST = 512
     BACK_TOKENS = 256
     # Below this many multiply-adds a step and thread, a barrier costs more than another thread saves.
