@@ -52,9 +52,9 @@ INLINE void rnn_forward(const rc_step *s, ptrdiff_t row, ptrdiff_t j, vf z) {
     emit_h(s, row, j, h);
 }
 
-INLINE void rnn_backward(const rc_step_back *s, ptrdiff_t row, ptrdiff_t j, vf dh) {
+INLINE void rnn_backward(const enum rc_cell cell, const rc_step_back *s, ptrdiff_t row, ptrdiff_t j, vf dh) {
     vf h = v_load(unit_of(&s->saved, row, j));
-    vf dz = s->cell == RC_RNN_TANH ? v_mul(dh, d_tanh(h)) : v_lt(v_zero(), h, dh, v_zero());
+    vf dz = cell == RC_RNN_TANH ? v_mul(dh, d_tanh(h)) : v_lt(v_zero(), h, dh, v_zero());
     emit_dz(s, row, j, 0, dz);
     v_store(unit_of(&s->dh, row, j), v_zero());
 }
@@ -178,8 +178,9 @@ INLINE vf step_start(enum kind kind, const rc_step *s, ptrdiff_t row, ptrdiff_t 
 /* The cell on a finished tile: `tiles` are rows of one panel (down), or panels of one row; z[v * tiles + i] is vector v
  * of the i-th. Not inlined, so that each cell's code stands once and not once for each shape of a tile; z comes through
  * the stack, in L1. */
-static __attribute__((noinline)) void step_finish(const rc_step *s, ptrdiff_t row, ptrdiff_t panel, int tiles,
+static __attribute__((noinline)) void step_finish(const rc_step *job, ptrdiff_t row, ptrdiff_t panel, int tiles,
                                                   int down, int vectors, vf *z) {
+    const rc_step own = *job, *const s = &own; /* a copy that no store can reach: its fields are read once */
 #define EACH_TILE for (int i = 0; i < tiles; i++)
 #define ROW row + (down ? i : 0)
 #define PANEL (panel + (down ? 0 : i))
@@ -230,28 +231,39 @@ static void step(const rc_step *s) {
     }
 }
 
-INLINE void unit_back(const rc_step_back *s, ptrdiff_t row, ptrdiff_t j, vf tanh_c) {
-    if (s->cell == RC_GRU_RESET_BEFORE && s->phase == 1) {
-        gru_rz_backward(s, row, j);
-        return;
-    }
+INLINE void unit_back(const enum rc_cell cell, const rc_step_back *s, ptrdiff_t row, ptrdiff_t j, vf tanh_c) {
     vf dh = v_add(load_or_zero(&s->dy, row, j, s->units), v_load(unit_of(&s->dh, row, j)));
-    switch (s->cell) {
+    switch (cell) {
     case RC_LSTM: lstm_backward(s, row, j, dh, tanh_c); break;
     case RC_GRU: gru_backward(s, row, j, dh); break;
     case RC_GRU_RESET_BEFORE: gru_n_backward(s, row, j, dh); break;
-    default: rnn_backward(s, row, j, dh);
+    default: rnn_backward(cell, s, row, j, dh);
+    }
+}
+
+/* `cell` is a constant, and s a copy that no store can reach: what is the same for all units is computed once. */
+INLINE void back(const enum rc_cell cell, const rc_step_back s) {
+    for (ptrdiff_t row = s.row_begin; row < s.row_end; row++) {
+        for (ptrdiff_t j = s.unit_begin; j < s.unit_end; j += SIDE_BY_SIDE) {
+            const int count = s.unit_end - j < SIDE_BY_SIDE ? (int)(s.unit_end - j) : SIDE_BY_SIDE;
+            vf tanh_c[SIDE_BY_SIDE];
+            for (int i = 0; i < count; i++) tanh_c[i] = cell == RC_LSTM ? lstm_c(&s, row, j + i) : v_zero();
+            if (cell == RC_LSTM) tanh_all(tanh_c, count);
+            for (int i = 0; i < count; i++) unit_back(cell, &s, row, j + i, tanh_c[i]);
+        }
     }
 }
 
 static void step_back(const rc_step_back *s) {
-    for (ptrdiff_t row = s->row_begin; row < s->row_end; row++) {
-        for (ptrdiff_t j = s->unit_begin; j < s->unit_end; j += SIDE_BY_SIDE) {
-            const int count = s->unit_end - j < SIDE_BY_SIDE ? (int)(s->unit_end - j) : SIDE_BY_SIDE;
-            vf tanh_c[SIDE_BY_SIDE];
-            for (int i = 0; i < count; i++) tanh_c[i] = s->cell == RC_LSTM ? lstm_c(s, row, j + i) : v_zero();
-            if (s->cell == RC_LSTM) tanh_all(tanh_c, count);
-            for (int i = 0; i < count; i++) unit_back(s, row, j + i, tanh_c[i]);
-        }
+    switch (s->cell) {
+    case RC_LSTM: back(RC_LSTM, *s); break;
+    case RC_GRU: back(RC_GRU, *s); break;
+    case RC_GRU_RESET_BEFORE:
+        if (s->phase == 0) back(RC_GRU_RESET_BEFORE, *s);
+        else for (ptrdiff_t row = s->row_begin; row < s->row_end; row++)
+            for (ptrdiff_t j = s->unit_begin; j < s->unit_end; j++) gru_rz_backward(s, row, j);
+        break;
+    case RC_RNN_TANH: back(RC_RNN_TANH, *s); break;
+    default: back(RC_RNN_RELU, *s);
     }
 }
