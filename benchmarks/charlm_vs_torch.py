@@ -1,11 +1,13 @@
 """A character language model side by side with PyTorch: what it learns, and how fast.
 
-    python benchmarks/charlm_vs_torch.py --data FILE [--part learning|speed] [--threads N]
+    python benchmarks/charlm_vs_torch.py --data FILE [--part learning|speed|command] [--threads N]
 
 learning   char-rnn's 2 x 128 LSTM: same model, data, batches, hyperparameters, schedule and number of steps, three
            seeds each. Every engine starts from its own random weights; all are validated by the same function.
 speed      the whole training step (forward, loss, backward, clipping, Adam) of a 2 x 256 LSTM and GRU, T 64, B 64,
            vocabulary 96, on random text. One engine a process, the engines in turns, best and median of all steps.
+command    `rnn-core train`, as a command, against a script that does the same with PyTorch: from the start of the
+           process to its end, imports, reading, one epoch of the same model, validation and saving included.
 
 PyTorch is at its best: one nn.LSTM call a piece of text, fused Adam, data ready before the clock starts.
 The result is Markdown.
@@ -20,6 +22,7 @@ import platform
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -110,27 +113,30 @@ def new_engine(name: str, threads: int, *arguments: object) -> OwnEngine | Torch
 # ---- what runs in a process of its own ------------------------------------------------------------------------
 
 
-def learn(engine: str, threads: int, data: str, seed: int, steps: int) -> dict[str, float]:
-    """Train for `steps`; validation loss on the last twentieth, and characters a second."""
+def learn(engine: str, threads: int, data: str, seed: int, steps: int, cell: str = "lstm",
+          command: bool = False) -> dict[str, float]:
+    """Train for `steps` (0: an epoch); validation loss on the last twentieth, and characters a second."""
     from rnn_core.charlm import CharLM
     from rnn_core.text import Streams, read_texts, split, vocabulary
     from rnn_core.train import evaluate
 
+    sizes = SPEED if command else LEARNING
     text = read_texts([data])
-    judge = CharLM(vocabulary(text), cell="lstm", **{name: LEARNING[name] for name in MODEL_SIZES})
+    judge = CharLM(vocabulary(text), cell=cell, **{name: sizes[name] for name in MODEL_SIZES})
     training, held_out = split(judge.encode(text), 0.05)
-    streams = Streams(training, LEARNING["batch"], LEARNING["length"])
-    runner = new_engine(engine, threads, vocabulary(text), "lstm", LEARNING, seed)
+    streams = Streams(training, sizes["batch"], sizes["length"])
+    steps = steps or streams.chunks
+    runner = new_engine(engine, threads, vocabulary(text), cell, sizes, seed)
     began = time.perf_counter()
     for at in range(steps):
         if at % streams.chunks == 0:
             runner.state = None
         x, y = streams.chunk(at % streams.chunks, 0)
-        runner.step(x, y, LEARNING["lr"] * 0.5 * (1 + math.cos(math.pi * at / steps)))
+        runner.step(x, y, sizes["lr"] * 0.5 * (1 + math.cos(math.pi * at / steps)))
     seconds = time.perf_counter() - began
     judge.load_state_dict(runner.tensors())
-    loss = evaluate(judge, held_out, training[-LEARNING["length"] :])
-    return {"loss": loss, "speed": steps * LEARNING["batch"] * LEARNING["length"] / seconds}
+    loss = evaluate(judge, held_out, training[-sizes["length"] :])
+    return {"loss": loss, "speed": steps * sizes["batch"] * sizes["length"] / seconds}
 
 
 def pace(engine: str, threads: int, cell: str, seconds: float, clock: str) -> dict[str, list[float]]:
@@ -189,6 +195,33 @@ def report_speed(threads: int, rounds: int, seconds: float, clock: str) -> None:
             print(f"| {cell.upper()} | {name} | {best[name]:.2f} | {median[name]:.2f} | {ratio} |", flush=True)
 
 
+def own_command(data: str, cell: str, threads: int, folder: str) -> list[str]:
+    sizes = {"layers": "layers", "hidden": "hidden", "embedding": "embedding", "batch": "batch", "seq-length": "length"}
+    words = [word for flag, name in sizes.items() for word in (f"--{flag}", str(SPEED[name]))]
+    return [sys.executable, "-m", "rnn_core.cli", "train", data, "--cell", cell, *words, "--lr", str(SPEED["lr"]),
+            "--epochs", "1", "--threads", str(threads), "--out", f"{folder}/model"]
+
+
+def report_command(data: str, threads: int, rounds: int) -> None:
+    print(f"\n`rnn-core train` and a script, 2 x 256, T 64, B 64, one epoch of {data}, {threads} threads\n")
+    print("| cell | rnn_core, s | torch, s | times torch |\n|---|---|---|---|")
+    for cell in ("lstm", "gru"):
+        best = dict.fromkeys(ENGINES, math.inf)
+        for _ in range(rounds):
+            for name in ENGINES:
+                began = time.perf_counter()
+                if name == "torch":
+                    in_process("learn", engine=name, threads=threads, data=data, seed=0, steps=0, cell=cell,
+                               command=True)
+                else:
+                    with tempfile.TemporaryDirectory() as folder:
+                        words = own_command(data, cell, threads, folder)
+                        subprocess.run(words, check=True, capture_output=True)
+                best[name] = min(best[name], time.perf_counter() - began)
+        ratio = best["torch"] / best["rnn_core"]
+        print(f"| {cell.upper()} | {best['rnn_core']:.1f} | {best['torch']:.1f} | {ratio:.2f} |", flush=True)
+
+
 def machine() -> str:
     import torch
 
@@ -203,8 +236,8 @@ def machine() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", help="a text file (learning)")
-    parser.add_argument("--part", choices=("learning", "speed"), help="default: both")
+    parser.add_argument("--data", help="a text file (learning, command)")
+    parser.add_argument("--part", choices=("learning", "speed", "command"), help="default: all")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--steps", type=int, default=2000, help="of learning")
     parser.add_argument("--seeds", type=int, default=3)
@@ -217,13 +250,16 @@ def main() -> None:
         arguments = json.loads(options.worker)
         print(json.dumps({"learn": learn, "pace": pace}[arguments.pop("what")](**arguments)))
         return
-    if options.part != "speed" and not options.data:
-        parser.error("--data is needed to compare learning")
+    parts = (options.part,) if options.part else ("learning", "speed", "command")
+    if parts != ("speed",) and not options.data:
+        parser.error("--data is needed to compare learning and commands")
     print(machine(), flush=True)
-    if options.part != "speed":
+    if "learning" in parts:
         report_learning(options.data, options.threads, options.steps, options.seeds)
-    if options.part != "learning":
+    if "speed" in parts:
         report_speed(options.threads, options.rounds, options.seconds, options.clock)
+    if "command" in parts:
+        report_command(options.data, options.threads, max(1, options.rounds - 1))
 
 
 if __name__ == "__main__":
