@@ -29,5 +29,8 @@ cdef double uniform(const Options *o, uint64_t key, int hypothesis, int t) noexc
 # a token from logits x (V) and 0 <= u < 1; `all_tokens` (V) is scratch
 cdef int64_t draw(const Net *plan, const Options *o, rc_candidate *all_tokens, const char *x, double u) noexcept nogil
 cdef int64_t *integers_of(Block memory, object values) except NULL
-cdef int set_options(Options *o, Block memory, dict given) except -1
-cdef size_t option_bytes(dict given) except? 0
+
+# Options as the compiled loop has them, made of a dict.
+cdef class Choice:
+    cdef Options o
+    cdef Block memory

@@ -34,7 +34,6 @@ cdef class Plan:
     cdef Net net
     cdef list blocks, arrays           # kept alive
     cdef int product(self, Product *p, object weight, object bias) except -1
-    cdef int make_table(self) except -1
 
 # One sentence as attention sees it.
 cdef struct Source:

@@ -10,6 +10,7 @@ cdef struct Pass:
     Direction *d
     bint reverse
     View x, y                      # (token, inputs), (token, out)
+    char *table                    # (V, gate row), or NULL: W x + b of every x there is; x is then (token): its int64
     char *h[2]                     # (rows, out): the state before and after step s is h[s % 2], h[(s + 1) % 2]
     char *c                        # (rows, units): LSTM's cell state; GRU_RESET_BEFORE: z between its phases
     char *hidden                   # (rows, units): h before the projection

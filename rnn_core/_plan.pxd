@@ -12,6 +12,10 @@ cdef extern from "team.h" nogil:
     void rc_stop_announce(rc_stop *, rc_stop *call, long number)
     int rc_stop_leave(rc_stop *, long number)
 
+# Fewer rows than this wait for the weights, and not for the arithmetic.
+cdef enum:
+    FEW_ROWS = 8
+
 # Columns of a dz row and the rows of the weight matrix (and bias) whose gradient they make.
 cdef struct Segment:
     ptrdiff_t column, row, count
@@ -116,6 +120,19 @@ cdef class Weights:
     cdef int need_backward(self) except -1
 
 cdef Weights pack(const rc_kernels *kernels, int cell, list sizes, list arrays)
+
+# Gate rows of every token there is, instead of a product for each that comes: one Block for each direction of a first
+# layer, its rows a gate row apart.
+cdef class Table:
+    cdef list blocks
+
+# c <- a B + bias (or NULL) of n rows; padded: rows of c have whole vectors
+cdef void multiply(const rc_kernels *kernels, const rc_shape *shape, const void *packed, const void *bias, bint padded,
+                   rc_rows a, rc_rows c, ptrdiff_t n) noexcept nogil
+# gate rows <- W a + b of n rows
+cdef void project(const rc_kernels *kernels, const Direction *d, rc_rows a, rc_rows c, ptrdiff_t n) noexcept nogil
+# W embedding + b of `tokens` embeddings (tokens, inputs): the chains of the products are the same, and so are the bits
+cdef Block gate_rows(const rc_kernels *kernels, const Direction *d, const void *embedding, ptrdiff_t tokens)
 
 # Layouts of the caller's arrays.
 cdef enum:

@@ -6,6 +6,14 @@ from rnn_core._choice cimport Options
 from rnn_core._decoder cimport Net, Source, Steps
 from rnn_core._rows cimport rc_candidate
 
+cdef extern from "count.h" nogil:
+    ctypedef struct rc_count:
+        pass
+    void rc_count_init(rc_count *, int n)
+    void rc_count_down(rc_count *)
+    int rc_count_left(rc_count *)
+    void rc_nap(double seconds)
+
 cdef struct Hypothesis:
     double score                       # sum of log-probabilities
     double final                       # with the penalties
@@ -52,5 +60,7 @@ cdef struct Call:
     void *failure                      # the exception that it raised
     unsigned control                   # the caller's floating-point state
     int stop                           # 1: by the callback, 2: by a signal
+    rc_count working                   # threads
 
+cdef void prepare_search(void *context, int size) noexcept nogil
 cdef void search_task(void *context, int rank, int size) noexcept nogil

@@ -58,7 +58,7 @@ class Decoder(Module):
     dropout: of embeddings, between layers and of a_t. start_token, end_token, unk_token: numbers in the vocabulary.
     """
 
-    _transient = ("_plan",)
+    _transient = ("_plan", "_known_options")
 
     def __init__(self, num_embeddings: int, embedding_dim: int, hidden_size: int, num_layers: int = 1, *,
                  cell: str = "gru", attention: str | None = "general", memory_size: int = 0,
@@ -67,7 +67,7 @@ class Decoder(Module):
                  dtype: Any = "float32", seed: int | None = None) -> None:
         super().__init__(dtype)
         self._plan: Any = None
-        self._known_options: dict[Any, Any] = {}
+        self._known_options: dict[Any, Any] | None = None
         self.arguments = {"num_embeddings": num_embeddings, "embedding_dim": embedding_dim, "hidden_size": hidden_size,
                           "num_layers": num_layers, "cell": cell, "attention": attention, "memory_size": memory_size,
                           "attention_size": attention_size, "input_feeding": input_feeding, "tied": tied,
@@ -407,10 +407,7 @@ class Seq2Seq(Module):
         """
         from rnn_core import seq2seq_decode
 
-        unknown = sorted(set(options) - set(seq2seq_decode.DecodeOptions.__dataclass_fields__))
-        if unknown:
-            raise TypeError(f"decode: expected options of DecodeOptions, got {', '.join(unknown)}")
-        return seq2seq_decode.decode(self, sources, lengths, seq2seq_decode.DecodeOptions(**options))
+        return seq2seq_decode.decode(self, sources, lengths, options)
 
     def sampled_inputs(self, sources: Ragged, targets: Ragged, probability: float, seed: int) -> Ragged:
         """Decoder inputs for scheduled sampling: each token with `probability` the model's own (see `learn`)."""

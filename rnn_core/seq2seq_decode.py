@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from rnn_core import _decode, _decoder, checks, module
+from rnn_core import _choice, _decode, _decoder, checks, module
 from rnn_core.recurrent import Ragged
 from rnn_core.seq2seq import Decoder, Encoded, offsets, ragged_tokens
 
@@ -159,8 +159,8 @@ def token_list(name: str, tokens: Any, vocabulary: int) -> list[int]:
     return [int(t) for t in checks.integers(name, row, 0, vocabulary, ("tokens",))]
 
 
-def _compiled_options(decoder: Decoder, o: DecodeOptions) -> dict[str, Any]:
-    """The options as the compiled loop wants them."""
+def _compiled_options(decoder: Decoder, o: DecodeOptions, **others: Any) -> dict[str, Any]:
+    """The options, but for the `others`, as the compiled loop wants them: by name, and all of them as "choice"."""
     ends = [decoder.tokens["end"]] if o.end_token is None else token_list("end_token", o.end_token,
                                                                          decoder.vocabulary_size)
     suppressed = [token_list("suppress_sequences", row, decoder.vocabulary_size) for row in o.suppress_sequences or ()]
@@ -172,7 +172,7 @@ def _compiled_options(decoder: Decoder, o: DecodeOptions) -> dict[str, Any]:
         if wanted and not decoder.attends:
             raise ValueError(f"{name}: expected a decoder with attention, got one without")
     compete = o.beam_size > 1
-    return {
+    found = {
         "length_penalty": o.length_penalty, "coverage_penalty": o.coverage_penalty,
         "repetition_penalty": o.repetition_penalty, "no_repeat_ngram_size": o.no_repeat_ngram_size,
         "compete": compete, "sample": o.sampling, "attention": o.return_attention,
@@ -183,26 +183,30 @@ def _compiled_options(decoder: Decoder, o: DecodeOptions) -> dict[str, Any]:
         "topp": o.sampling_topp, "topk": o.sampling_topk, "temperature": o.sampling_temperature,
         "least": o.min_decoding_length, "unk": decoder.tokens["unk"] if o.disable_unk else -1, "ends": ends,
         "suppressed": suppressed, "start": decoder.tokens["start"],
-        "seed": int(np.random.SeedSequence(o.seed).generate_state(1, np.uint64)[0]) if o.sampling else 0,
+        "seed": int(np.random.SeedSequence(o.seed).generate_state(1, np.uint64)[0]) if o.sampling else 0, **others,
     }
+    return {**found, "choice": _choice.Choice(found)}
 
 
-def _checked_options(decoder: Decoder, o: DecodeOptions) -> dict[str, Any]:
+def _checked_options(decoder: Decoder, given: dict[str, Any]) -> tuple[DecodeOptions, dict[str, Any]]:
     """The same, checked; remembered where they can be, since a short decode takes a fraction of a millisecond."""
-    key = None if o.sampling or o.suppress_sequences or o.target_prefix or o.callback else tuple(vars(o).values())
+    key = tuple(given.items())
     try:
-        return decoder._known_options[key]
+        return (decoder._known_options or {})[key]
     except (KeyError, TypeError):
         pass
+    unknown = sorted(set(given) - set(DecodeOptions.__dataclass_fields__))
+    if unknown:
+        raise TypeError(f"decode: expected options of DecodeOptions, got {', '.join(unknown)}")
+    o = DecodeOptions(**given)
     o.check()
-    options = _compiled_options(decoder, o)
+    found, known = (o, _compiled_options(decoder, o)), decoder._known_options or {}
     try:
-        if key is not None:
-            known = decoder._known_options if len(decoder._known_options) < 32 else {}
-            decoder._known_options = {**known, key: options}
+        if not (o.sampling or o.suppress_sequences or o.target_prefix or o.callback):
+            decoder._known_options = {**(known if len(known) < 32 else {}), key: found}
     except TypeError:  # a list among the options
         pass
-    return options
+    return found
 
 
 def _prefixes(o: DecodeOptions, batch: int, vocabulary: int, ends: list[int]) -> list[list[int]]:
@@ -239,23 +243,14 @@ def run_loop(model: Any, sources: Any, lengths: ArrayLike | None, options: dict[
     plan, found = plan_of(decoder), []
     count = max(1, ROWS // options["beam"])
     for begin in range(0, encoded.batch, count):
-        part = slice(begin, begin + count)
-        at, span = None, slice(None)
-        if places is not None:
-            at = places[begin : begin + count + 1]
-            span, at = slice(at[0], at[-1]), at - at[0]
+        end = min(begin + count, encoded.batch)
         told = None if callback is None else _Teller(callback, begin)
-        found += _decode.decode(plan, options, _rows(h, part), None if c is None else _rows(c, part),
-                                None if keys is None else keys[span], None if memory is None else memory[span], at,
-                                most[part], given[part], keys_of_sources[part], told)
+        found += _decode.decode(plan, options["choice"], begin, end, h, c, keys, memory, places, most[begin:end],
+                                given[begin:end], keys_of_sources[begin:end], told)
         if told is not None and told.stopped:
             found += [[([], 0.0, None)]] * (encoded.batch - len(found))
             break
     return found
-
-
-def _rows(state: NDArray[Any], part: slice) -> NDArray[Any]:
-    return np.ascontiguousarray(state[:, part])
 
 
 class _Teller:
@@ -279,9 +274,9 @@ def _source_keys(model: Any, sources: Any, lengths: Any, batch: int) -> list[int
     return [zlib.crc32(row.tobytes()) for row in rows]
 
 
-def decode(model: Any, sources: Any, lengths: ArrayLike | None, o: DecodeOptions) -> list[DecodeResult]:
-    """One result a source; see DecodeOptions."""
-    options = _checked_options(model.decoder, o)
+def decode(model: Any, sources: Any, lengths: ArrayLike | None, given: dict[str, Any]) -> list[DecodeResult]:
+    """One result a source; `given`: DecodeOptions by name."""
+    o, options = _checked_options(model.decoder, given)
     found = run_loop(
         model, sources, lengths, options, lambda n: _prefixes(o, n, model.decoder.vocabulary_size, options["ends"]),
         lambda n: [o.max_decoding_length] * n, o.callback,
@@ -300,7 +295,7 @@ def sampled_inputs(model: Any, sources: Ragged, targets: Ragged, probability: fl
     mixed = np.where(free, -1, targets.values)
     rows = [row.tolist() for row in np.split(mixed, offsets(targets.lengths)[1:-1])] if len(targets) else []
     o = DecodeOptions(beam_size=1, sampling_topk=0, seed=seed, min_decoding_length=0)
-    options = {**_compiled_options(model.decoder, o), "ends": []}
+    options = _compiled_options(model.decoder, o, ends=[])
     most = [max(1, len(row)) for row in rows]
     found = run_loop(model, sources, None, options, lambda n: rows, lambda n: most)
     said = [row[0][0][: len(given)] for row, given in zip(found, rows)]

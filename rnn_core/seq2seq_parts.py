@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from rnn_core import _attention, checks
+from rnn_core import _attention, _tokens, checks
 from rnn_core.layers import Dropout, Embedding, Linear
 from rnn_core.module import Module
 from rnn_core.recurrent import GRU, LSTM, RNN, Ragged, Recurrent
@@ -17,6 +17,8 @@ Array = NDArray[Any]
 Lengths = NDArray[np.int64]
 CELLS: dict[str, type[Recurrent]] = {"rnn": RNN, "lstm": LSTM, "gru": GRU}
 ATTENTION = (None, "dot", "general", "additive")
+TABLE_TOKENS = 1024  # up to so many tokens the encoder keeps the first layer's input projection of every one
+offsets = _tokens.offsets
 
 
 def ragged_tokens(name: str, sequences: Any, lengths: ArrayLike | None, high: int, least: int = 0) -> Ragged:
@@ -24,6 +26,11 @@ def ragged_tokens(name: str, sequences: Any, lengths: ArrayLike | None, high: in
 
     sequences: a Ragged, a list of sequences of integers, or an integer array (B, T) with `lengths` (B,) or without.
     """
+    found = None if lengths is not None else _tokens.from_lists(sequences, high, least)
+    if found is not None:
+        known = Ragged.__new__(Ragged)  # needs no more checks, which would take longer than a short decode's encoder
+        vars(known).update(values=found[0], lengths=found[1])
+        return known
     if isinstance(sequences, np.ndarray) and sequences.ndim == 2:
         batch, steps = sequences.shape
         ends = np.full(batch, steps) if lengths is None else checks.lengths(lengths, batch, steps)
@@ -41,11 +48,6 @@ def ragged_tokens(name: str, sequences: Any, lengths: ArrayLike | None, high: in
     if least and len(ends) and ends.min() < least:
         raise ValueError(f"{name}: expected at least {least} token in each, got none in [{ends.argmin()}]")
     return Ragged(checks.integers(name, values, 0, high, ("tokens",)), ends)
-
-
-def offsets(lengths: Lengths) -> Lengths:
-    """(B + 1): where each sentence begins, and the end of the last."""
-    return np.concatenate((np.zeros(1, np.int64), np.cumsum(lengths, dtype=np.int64)))
 
 
 class SharedEmbedding(Embedding):
@@ -71,6 +73,8 @@ class Encoder(Module):
     Embedding and the layers of rnn_core.recurrent; keys `embedding.weight`, `rnn.weight_ih_l0` and so on.
     """
 
+    _transient = ("_known",)
+
     def __init__(self, num_embeddings: int, embedding_dim: int, hidden_size: int, num_layers: int = 1, *,
                  cell: str = "gru", bidirectional: bool = False, dropout: float = 0.0, dtype: Any = "float32",
                  seed: int | None = None) -> None:
@@ -78,6 +82,7 @@ class Encoder(Module):
         self.arguments = {"num_embeddings": num_embeddings, "embedding_dim": embedding_dim, "hidden_size": hidden_size,
                           "num_layers": num_layers, "cell": cell, "bidirectional": bidirectional, "dropout": dropout,
                           "dtype": self.dtype.name}
+        self._known: tuple[Any, int, Any] | None = None
         seeds = seeds_from(seed, 3)
         self.embedding: Embedding = Embedding(num_embeddings, embedding_dim, dtype=dtype, seed=seeds[0])
         self.drop = Dropout(dropout, seeds[1])
@@ -87,12 +92,27 @@ class Encoder(Module):
 
     def __call__(self, sources: Ragged) -> tuple[Array, Any]:
         """(memory (tokens, D*H), state) of source tokens; keeps nothing."""
-        embedded = self.embedding(sources.values)
-        if len(sources) == 1:  # the same bits by a shorter way
-            y, state = self.rnn(embedded[:, None])
-            return y[:, 0], state
-        y, state = self.rnn(Ragged(embedded, sources.lengths))
-        return y.values, state
+        rnn, table, layout = self.rnn, self._table(), "concatenated"
+        x = self.embedding(sources.values) if table is None else sources.values
+        lengths: Lengths | None = sources.lengths
+        batch, tokens = len(sources), len(x)
+        steps = int(max(sources.lengths, default=0)) if batch > 1 else tokens
+        if batch == 1:  # the same bits by a shorter way
+            lengths, layout = None, "time_major"
+        y = np.empty((tokens, self.output_size), self.dtype)
+        h, c = rnn._new_states(batch)
+        rnn._engine().forward(rnn._weights(), x, y, layout, steps, batch, lengths, None, None, h, c, table=table)
+        return y, h if c is None else (h, c)
+
+    def _table(self) -> Any:
+        """The first layer's input projection of every token, made when the same weights are used a second time."""
+        weights, buffer = self.rnn._weights(), self.embedding._buffers["weight"]
+        known = self._known
+        if known is None or known[0] is not weights or known[1] != buffer.version:
+            known = self._known = weights, buffer.version, None
+        elif known[2] is None and self.embedding.num_embeddings <= TABLE_TOKENS:
+            known = self._known = weights, buffer.version, weights.table(buffer.view, self.rnn._directions)
+        return known[2]
 
     def forward(self, sources: Ragged) -> tuple[Array, Any, Any]:
         """(memory, state, tape)."""

@@ -6,7 +6,7 @@ from libc.stdlib cimport qsort
 
 from rnn_core._decoder cimport Net
 from rnn_core._kernels cimport *
-from rnn_core._plan cimport Block, padded
+from rnn_core._plan cimport Block, block, padded
 from rnn_core._rows cimport *
 
 cdef extern from "dense.h" nogil:
@@ -137,6 +137,12 @@ cdef int64_t *integers_of(Block memory, object values) except NULL:
     for i in range(len(values)):
         to[i] = values[i]
     return to
+
+
+cdef class Choice:
+    def __init__(self, dict given):
+        self.memory = block(option_bytes(given))
+        set_options(&self.o, self.memory, given)
 
 
 cdef int set_options(Options *o, Block memory, dict given) except -1:

@@ -7,13 +7,13 @@ cimport numpy as cnp
 
 import numpy as np
 
-from rnn_core._choice cimport integers_of, option_bytes, set_options
+from rnn_core._choice cimport Choice, integers_of
 from rnn_core._decoder cimport MOST_LAYERS, Net, Plan, steps_bytes, take_steps
 from rnn_core._kernels cimport *
 from rnn_core._plan cimport Block, block, padded, whole
 from rnn_core._rows cimport rc_candidate
-from rnn_core._runtime cimport fp_begin, fp_end, num_threads, raise_pending, run
-from rnn_core._search cimport Call, Hypothesis, Sentence, search_task
+from rnn_core._runtime cimport fp_begin, fp_end, num_threads, raise_pending, run_prepared
+from rnn_core._search cimport Call, Hypothesis, Sentence, prepare_search, search_task
 
 cnp.import_array()
 
@@ -49,7 +49,7 @@ cdef Block take_rows(Call *call, const Net *plan, int threads):
     return b
 
 
-cdef Block take_sentences(Call *call, const Net *plan, const int64_t[::1] at, object limits, object forced):
+cdef Block take_sentences(Call *call, const Net *plan, const int64_t[::1] at, list limits, list forced):
     """Memory of everything that a sentence needs, and what is known of it."""
     cdef Py_ssize_t b, k, size = plan.kernels.itemsize, most = call.o.finished + call.o.beam, length
     cdef size_t total = padded(call.count + 1, sizeof(Sentence)) + 2 * padded((call.count + 1) * MOST_LAYERS, sizeof(char *))
@@ -79,17 +79,19 @@ cdef Block take_sentences(Call *call, const Net *plan, const int64_t[::1] at, ob
     return memory
 
 
-cdef int set_inputs(Call *call, const Net *plan, h0, c0, keys, memory, const int64_t[::1] at, seeds) except -1:
-    """Where each sentence's state, keys and memory are."""
-    cdef Py_ssize_t b, layer, size = plan.kernels.itemsize
+cdef int set_inputs(Call *call, const Net *plan, Py_ssize_t begin, cnp.ndarray h0, c0, keys, memory,
+                    const int64_t[::1] at, list seeds) except -1:
+    """Where each sentence's state, keys and memory are; `at` begins with the first one's."""
+    cdef Py_ssize_t b, layer, state, size = plan.kernels.itemsize, batch = cnp.PyArray_DIM(h0, 1)
     cdef char *h = <char *>cnp.PyArray_DATA(h0)
     cdef char *c = NULL if c0 is None else <char *>cnp.PyArray_DATA(c0)
     for b in range(call.count):
         call.sentences[b].key = seeds[b]
         for layer in range(plan.layers):
-            call.h0[b * MOST_LAYERS + layer] = h + (layer * call.count + b) * plan.hidden * size
+            state = (layer * batch + begin + b) * plan.hidden * size
+            call.h0[b * MOST_LAYERS + layer] = h + state
             if c != NULL:
-                call.c0[b * MOST_LAYERS + layer] = c + (layer * call.count + b) * plan.hidden * size
+                call.c0[b * MOST_LAYERS + layer] = c + state
         if plan.kind:
             call.sentences[b].source.keys = <char *>cnp.PyArray_DATA(keys) + at[b] * plan.hidden * size
             call.sentences[b].source.memory = <char *>cnp.PyArray_DATA(memory) + at[b] * plan.width * size
@@ -122,9 +124,11 @@ cdef object results(Call *call, const Net *plan):
     return found
 
 
-def decode(Plan plan, dict options, h0, c0, keys, memory, at, limits, forced, seeds, callback):
-    """Decode every sentence. h0, c0 (L, B, H); keys (sources, H), memory (sources, width), at (B + 1); forced: tokens
-    that are given, -1 where free. Lists of (tokens, score, attention), best first."""
+def decode(Plan plan, Choice options, Py_ssize_t begin, Py_ssize_t end, h0, c0, keys, memory, const int64_t[::1] at,
+           list limits, list forced, list seeds, callback):
+    """Decode sentences [begin, end) of B. h0, c0 (L, B, H); keys (sources, H), memory (sources, width), at (B + 1), or
+    None; for each of those sentences its limit, the tokens that are given (-1 where free) and its seed. Lists of (tokens,
+    score, attention), best first."""
     cdef Call call
     cdef int threads = 1 if callback is not None else num_threads()
     cdef unsigned control = 0
@@ -132,24 +136,23 @@ def decode(Plan plan, dict options, h0, c0, keys, memory, at, limits, forced, se
     cdef list failure = []
     cdef Py_ssize_t i
     memset(&call, 0, sizeof(Call))
-    call.plan, call.count = &plan.net, h0.shape[1]
+    call.plan, call.count, call.o = &plan.net, end - begin, options.o
     call.callback, call.failure = NULL if callback is None else <void *>callback, <void *>failure
-    cdef Block small = block(option_bytes(options))
-    set_options(&call.o, small, options)
     call.most = 2 * call.o.beam if call.o.compete else 1
     call.limit = max(limits, default=0)
-    cdef const int64_t[::1] places = at
-    for i in range(call.count if at is not None else 0):
-        call.sources = max(call.sources, places[i + 1] - places[i])
+    if at is not None:
+        at = at[begin : end + 1]
+        for i in range(call.count):
+            call.sources = max(call.sources, at[i + 1] - at[i])
     threads = max(1, min(threads, <int>call.count)) if single else 1    # BLAS has threads of its own
     cdef Block sentences = take_sentences(&call, &plan.net, at, limits, forced)
     cdef Block rows = take_rows(&call, &plan.net, threads)
-    set_inputs(&call, &plan.net, h0, c0, keys, memory, at, seeds)
+    set_inputs(&call, &plan.net, begin, h0, c0, keys, memory, at, seeds)
     if single:
         control = fp_begin()
     call.control = control
     with nogil:
-        run(search_task, &call, threads)
+        run_prepared(prepare_search, search_task, &call, threads)
     if single:
         fp_end(control)
     if failure:

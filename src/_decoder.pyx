@@ -11,9 +11,10 @@ cimport numpy as cnp
 import numpy as np
 
 from rnn_core._kernels cimport *
-from rnn_core._plan cimport Block, Direction, Weights, block, padded, rows_at, rows_by, whole
+from rnn_core._plan cimport FEW_ROWS, Block, Direction, Weights, block, gate_rows, multiply, padded, project, rows_at, \
+    rows_by, whole
 from rnn_core._rows cimport *
-from rnn_core._runtime cimport fp_begin, fp_end, kernels_f32, kernels_f64
+from rnn_core._runtime cimport kernels_f32, kernels_f64
 
 cnp.import_array()
 
@@ -30,6 +31,7 @@ cdef class Plan:
         """query, combine, output: (weight, bias) or None; attention: "", "dot", "general" or "additive"."""
         cdef Py_ssize_t itemsize = embedding.itemsize
         cdef Net *n = &self.net
+        cdef Block table
         n.kernels = kernels_f32() if itemsize == 4 else kernels_f64()
         n.cells, n.directions = rnn.kernels, rnn.directions
         self.blocks, self.arrays = [], [rnn, embedding, v]
@@ -46,7 +48,9 @@ cdef class Plan:
             self.product(&n.combine, combine[0], combine[1])
         self.product(&n.output, output[0], output[1])
         if not feeds and self.net.vocabulary <= TABLE_TOKENS:
-            self.make_table()
+            table = gate_rows(n.cells, &n.directions[0], n.embedding, n.vocabulary)
+            n.table = table.data
+            self.blocks.append(table)
 
     def whole(self, Py_ssize_t n):
         """n in whole vectors of this machine's kernels."""
@@ -64,36 +68,10 @@ cdef class Plan:
         self.blocks.append(b)
         return 0
 
-    cdef int make_table(self) except -1:
-        """W embedding + b of every token: the chains of the products are the same, and so are the bits."""
-        cdef Direction *d = &self.net.directions[0]
-        cdef Py_ssize_t row = rc_row_size(&d.w, self.net.kernels.lanes)
-        cdef Block b = block(padded(row * self.net.vocabulary, self.net.kernels.itemsize))
-        cdef unsigned control = fp_begin() if self.net.kernels.itemsize == 4 else 0
-        self.net.table = b.data
-        self.blocks.append(b)
-        project(&self.net, d, rows_at(<void *>self.net.embedding, self.net.embedding_size), rows_at(b.data, row), self.net.vocabulary)
-        if self.net.kernels.itemsize == 4:
-            fp_end(control)
-        return 0
 
-
-cdef void project(const Net *plan, Direction *d, rc_rows a, rc_rows c, Py_ssize_t n) noexcept nogil:
-    """Gate rows <- W a + b of n rows."""
-    cdef rc_gemm g
-    g.shape, g.packed, g.bias, g.accumulate, g.padded = d.w, d.w_packed, d.bias, False, True
-    g.a, g.c, g.row_begin, g.row_end, g.panel_begin = a, c, 0, n, 0
-    g.panel_end, g.backwards = rc_panels(&d.w, plan.kernels.lanes), False
-    plan.cells.gemm(&g)
-
-
-cdef void multiply(const rc_kernels *k, const Product *p, rc_rows a, rc_rows c, Py_ssize_t n) noexcept nogil:
+cdef void apply(const rc_kernels *k, const Product *p, rc_rows a, rc_rows c, Py_ssize_t n) noexcept nogil:
     """c <- a W^T + b of n rows."""
-    cdef rc_gemm g
-    g.shape, g.packed, g.bias, g.accumulate, g.padded = p.shape, p.packed, p.bias, False, False
-    g.a, g.c, g.row_begin, g.row_end, g.panel_begin = a, c, 0, n, 0
-    g.panel_end, g.backwards = rc_panels(&p.shape, k.lanes), False
-    k.gemm(&g)
+    multiply(k, &p.shape, p.packed, p.bias, False, a, c, n)
 
 
 # ---- memory -----------------------------------------------------------------------------------------------------
@@ -189,7 +167,7 @@ cdef rc_rows first_gates(const Net *plan, Steps *s, Py_ssize_t n, const int32_t 
         return a
     if plan.feeds:
         a = rows_at(s.inputs, e + plan.size)
-    project(plan, &plan.directions[0], a, c, n)
+    project(plan.cells, &plan.directions[0], a, c, n)
     return c
 
 
@@ -201,13 +179,14 @@ cdef void run_layers(const Net *plan, Steps *s, Py_ssize_t n, const int32_t *par
     cdef rc_rows none = rows_at(NULL, 0)
     cdef void **previous = s.pointers + s.rows
     memset(&step, 0, sizeof(rc_step))
+    step.backwards = n < FEW_ROWS and now     # few rows wait for the weights: start with those still in the cache
     for layer in range(plan.layers):
         d = &plan.directions[layer]
         if layer == 0:
             step.gates = first_gates(plan, s, n, parents, tokens)
         else:
             step.gates = rows_at(s.gates, gate_row(plan))
-            project(plan, d, rows_at(s.h[layer - 1][after], units), step.gates, n)
+            project(plan.cells, d, rows_at(s.h[layer - 1][after], units), step.gates, n)
         for i in range(n):
             previous[i] = s.h[layer][now] + parents[i] * units * itemsize
             if d.cell == RC_LSTM:
@@ -226,8 +205,8 @@ cdef void run_layers(const Net *plan, Steps *s, Py_ssize_t n, const int32_t *par
         memcpy(s.joined + (i * (plan.width + plan.hidden) + plan.width) * itemsize,
                s.h[plan.layers - 1][after] + i * units * itemsize, plan.hidden * itemsize)
     if plan.kind == 2:
-        multiply(plan.kernels, &plan.query, rows_at(s.joined + plan.width * itemsize, plan.width + plan.hidden),
-                 rows_at(s.queries, plan.hidden), n)
+        apply(plan.kernels, &plan.query, rows_at(s.joined + plan.width * itemsize, plan.width + plan.hidden),
+              rows_at(s.queries, plan.hidden), n)
 
 
 cdef void pack_keys(const Net *plan, const char *keys, Py_ssize_t length, char *packed) noexcept nogil:
@@ -240,18 +219,16 @@ cdef void look(const Net *plan, Steps *s, const Source *source, Py_ssize_t begin
     """Attention weights (n, S) and contexts of rows [begin, begin + n), all of one sentence."""
     cdef Py_ssize_t itemsize = plan.kernels.itemsize, stride = plan.width + plan.hidden, i
     cdef char *joined = s.joined + begin * stride * itemsize
-    cdef rc_gemm g
+    cdef rc_shape keys
     cdef rc_outer o
     if plan.kind == 2:
         for i in range(n):
             rc_additive(plan.kernels, s.queries + (begin + i) * plan.hidden * itemsize, source.keys, plan.v,
                         source.length, plan.hidden, s.work, weights + i * source.length * itemsize)
     else:
-        g.shape.k, g.shape.units, g.shape.gates = plan.hidden, source.length, 1
-        g.packed, g.bias, g.accumulate, g.padded, g.backwards = source.packed, NULL, False, False, False
-        g.a, g.c = rows_at(joined + plan.width * itemsize, stride), rows_at(weights, source.length)
-        g.row_begin, g.row_end, g.panel_begin, g.panel_end = 0, n, 0, rc_panels(&g.shape, plan.kernels.lanes)
-        plan.kernels.gemm(&g)
+        keys.k, keys.units, keys.gates = plan.hidden, source.length, 1
+        multiply(plan.kernels, &keys, source.packed, NULL, False, rows_at(joined + plan.width * itemsize, stride),
+                 rows_at(weights, source.length), n)
     rc_softmax(plan.kernels, weights, n, source.length)
     rc_transpose(plan.kernels, weights, n, source.length, s.turned)
     for i in range(n):
@@ -269,12 +246,12 @@ cdef void combine_rows(const Net *plan, Steps *s, Py_ssize_t n) noexcept nogil:
         for i in range(n):
             memcpy(result + i * size * itemsize, s.joined + i * joined * itemsize, plan.hidden * itemsize)
         return
-    multiply(plan.kernels, &plan.combine, rows_at(s.joined, joined), rows_at(result, size), n)
+    apply(plan.kernels, &plan.combine, rows_at(s.joined, joined), rows_at(result, size), n)
     plan.kernels.activate(RC_TANH, result, result, n * size)
 
 
 cdef void logits_of(const Net *plan, Steps *s, Py_ssize_t begin, Py_ssize_t n, char *logits) noexcept nogil:
     """Logits (n, V) of rows [begin, begin + n)."""
     cdef Py_ssize_t size = wide(plan, plan.size)
-    multiply(plan.kernels, &plan.output, rows_at(s.result[1 - s.now] + begin * size * plan.kernels.itemsize, size),
-             rows_at(logits, plan.vocabulary), n)
+    apply(plan.kernels, &plan.output, rows_at(s.result[1 - s.now] + begin * size * plan.kernels.itemsize, size),
+          rows_at(logits, plan.vocabulary), n)

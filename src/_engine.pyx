@@ -3,6 +3,7 @@
 One call is one parallel region: every thread walks through layers, directions and time, and they meet at barriers.
 """
 
+from libc.stdint cimport int64_t
 from libc.string cimport memcpy, memset
 from cpython.pycapsule cimport PyCapsule_GetPointer
 
@@ -14,8 +15,8 @@ cimport numpy as cnp
 from rnn_core._backward cimport BackPass
 from rnn_core._forward cimport Pass
 from rnn_core._kernels cimport *
-from rnn_core._plan cimport BATCH_FIRST, CONCATENATED, PACKED, TIME_MAJOR, Batch, Block, Direction, View, Weights, \
-    batch_bytes, block, compact_view, load_state, pack, padded, part_of, plan_batch, store_state, \
+from rnn_core._plan cimport BATCH_FIRST, CONCATENATED, PACKED, TIME_MAJOR, Batch, Block, Direction, Table, View, \
+    Weights, batch_bytes, block, compact_view, load_state, pack, padded, part_of, plan_batch, store_state, \
     user_view, whole
 from rnn_core._region cimport Call, backward_task, forward_task, run_call
 from rnn_core._runtime cimport fp_begin, fp_end, kernels_f32, kernels_f64, num_threads
@@ -236,14 +237,15 @@ cdef class Network:
                         itemsize)
 
     def forward(self, Weights weights, x, y, str layout, ptrdiff_t steps, ptrdiff_t rows, lengths, h0, c0, hn, cn,
-                bint keep=False, list masks=None, all_h=None, all_c=None, order=None, Variants variant=None):
+                bint keep=False, list masks=None, all_h=None, all_c=None, order=None, Variants variant=None,
+                Table table=None):
         """Run x through all layers into y, hn and cn; a Tape if `keep`.
 
         x (T, B, I), (B, T, I) or (tokens, I) and y likewise with D*out columns, hn (L*D, B, out), cn (L*D, B, units);
         lengths int64 (B,) or None; h0, c0 like hn, cn or None; masks: L-1 arrays of (tokens, D*out), or None;
         order: longest_first(lengths), where it is that of a longer batch of which this is a part;
         all_h (T, L*D, B, out) and all_c (T, L*D, B, units), or None: the state after every step;
-        variant: made for this call.
+        variant: made for this call; table: of these weights, x is then the tokens, int64 as (T, B, 1) or (tokens).
         """
         cdef Tape tape = Tape.__new__(Tape)
         cdef Call call
@@ -265,7 +267,7 @@ cdef class Network:
         call.passes = <Pass *>memory.take(self.layers * self.directions * sizeof(Pass))
         if masks is not None:
             call.masks = <View *>memory.take(self.layers * sizeof(View))
-        self.set_passes(&call, weights, memory, scratch, keep, x, y, code, steps, offsets, masks, all_h, all_c)
+        self.set_passes(&call, weights, memory, scratch, keep, x, y, code, steps, offsets, masks, all_h, all_c, table)
         call.pointers_each = chunk * rows + rows
         call.pointers = <void **>scratch.take(threads * call.pointers_each * sizeof(void *))
         cdef int i
@@ -296,7 +298,7 @@ cdef class Network:
         return work * gates_of(self.cell)
 
     cdef int set_passes(self, Call *call, Weights weights, Block memory, Block scratch, bint keep, x, y, int layout,
-                        ptrdiff_t steps, offsets, list masks, all_h, all_c) except -1:
+                        ptrdiff_t steps, offsets, list masks, all_h, all_c, Table table) except -1:
         cdef Batch *b = call.batch
         cdef Pass *p
         cdef int layer, d, i
@@ -321,7 +323,10 @@ cdef class Network:
                 if keep:
                     self.set_tape(p, memory, b)
                 p.x = compact_view(below, width, 0, itemsize)
-                if layer == 0:
+                if layer == 0 and table is not None:
+                    p.table = (<Block>table.blocks[d]).data
+                    p.x = user_view(memory, b, x, layout, 1, 0, steps, offsets, sizeof(int64_t))
+                elif layer == 0:
                     p.x = user_view(memory, b, x, layout, self.inputs, 0, steps, offsets, itemsize)
                 p.y = compact_view(inner, width, d * self.out, itemsize)
                 if layer + 1 == self.layers:

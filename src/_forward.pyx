@@ -4,16 +4,13 @@ Steps are taken in chunks: the input projection of a whole chunk is one matrix p
 recurrence still finds it in the cache, then each step multiplies the state by R and applies the cell.
 """
 
+from libc.stdint cimport int64_t
 from libc.string cimport memcpy
 
 from rnn_core._kernels cimport *
-from rnn_core._plan cimport Batch, Direction, Team, View, interrupted, meet, rows_at, rows_by, share, share_rows, \
+from rnn_core._plan cimport FEW_ROWS, Batch, Direction, Team, View, interrupted, meet, rows_at, rows_by, share, share_rows, \
     token, whole
 from rnn_core._variants cimport copy_rows, is_view, mix_rows, multiply_rows
-
-
-cdef enum:
-    FEW_ROWS = 8
 
 
 cdef struct Part:
@@ -39,13 +36,18 @@ cdef inline ptrdiff_t running(const Batch *b, const Part *part, ptrdiff_t t) noe
 
 cdef void project_inputs(Pass *p, const Batch *b, const Part *part, ptrdiff_t begin, ptrdiff_t end, char *gates,
                          void **pointers) noexcept nogil:
-    """gates <- W x + b for this thread's tokens of steps [begin, end), in ascending order of time."""
-    cdef ptrdiff_t t, m, n = 0
+    """gates <- W x + b for this thread's tokens of steps [begin, end), in ascending order of time. With a table the
+    gate rows are there already: `pointers` gets them."""
+    cdef ptrdiff_t t, m, n = 0, row = rc_row_size(&p.d.w, p.kernels.lanes) * <ptrdiff_t>p.kernels.itemsize
     cdef rc_gemm job
     for t in range(begin, end):
         for m in range(part.row_begin, part.row_begin + running(b, part, t)):
             pointers[n] = token(&p.x, b, t, m)
+            if p.table != NULL:
+                pointers[n] = p.table + (<int64_t *>pointers[n])[0] * row
             n += 1
+    if p.table != NULL:
+        return
     job.shape, job.packed, job.bias = p.d.w, p.d.w_packed, p.d.bias
     job.accumulate, job.padded, job.backwards = False, True, False
     job.a = rows_by(pointers)
@@ -203,21 +205,23 @@ cdef bint one_step(Pass *p, const Batch *b, const Part *part, Team *team, rc_ste
 
 cdef bint chunk_steps(Pass *p, const Batch *b, const Part *part, Team *team, rc_step *s, ptrdiff_t begin,
                       ptrdiff_t end, char *gates, void **pointers) noexcept nogil:
-    """The recurrence over steps [begin, end), whose input projection lies in `gates`."""
+    """The recurrence over steps [begin, end), whose input projection lies in `gates`, or where `pointers` say."""
     cdef ptrdiff_t i, t, n, row = rc_row_size(&p.d.w, p.kernels.lanes)
     cdef ptrdiff_t before = 0, total = 0
+    cdef void **outputs
     for t in range(begin, end):
         total += running(b, part, t)
+    outputs = pointers + total
     for i in range(end - begin):
         t = end - 1 - i if p.reverse else begin + i
         n = running(b, part, t)
         if p.reverse:
             total -= n
             before = total
-        s.gates = from_row(gates, row, before, p.kernels.itemsize)
+        s.gates = rows_by(pointers + before) if p.table != NULL else from_row(gates, row, before, p.kernels.itemsize)
         if not p.reverse:
             before += n
-        if (n > 0 or team.units) and one_step(p, b, part, team, s, t, b.steps - 1 - t if p.reverse else t, pointers):
+        if (n > 0 or team.units) and one_step(p, b, part, team, s, t, b.steps - 1 - t if p.reverse else t, outputs):
             return True
         if interrupted(team):
             return True
@@ -226,7 +230,7 @@ cdef bint chunk_steps(Pass *p, const Batch *b, const Part *part, Team *team, rc_
 
 cdef bint forward_span(Pass *p, const Batch *b, Team *team, ptrdiff_t begin, ptrdiff_t end, ptrdiff_t chunk,
                        void **pointers) noexcept nogil:
-    """This thread's part of steps [begin, end), `chunk` steps at a time. `pointers` holds chunk * rows of them.
+    """This thread's part of steps [begin, end), `chunk` steps at a time. `pointers` holds (chunk + 1) * rows of them.
     True when the call is to be left."""
     cdef Part part
     cdef rc_step step

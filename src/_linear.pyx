@@ -146,10 +146,14 @@ cdef class Plan:
     cdef Buffer weight, bias            # (outputs, inputs); (outputs) or None
     cdef Packed ahead, back
     cdef Py_ssize_t inputs, outputs
+    cdef readonly Py_ssize_t bias_size  # floats of a row of outputs in whole vectors
 
     def __cinit__(self, Buffer weight, Buffer bias):
+        cdef rc_shape row
         self.weight, self.bias = weight, bias
         self.outputs, self.inputs = weight.shape
+        row.k, row.units, row.gates = 1, self.outputs, 1
+        self.bias_size = rc_row_size(&row, kernels().lanes)
 
     cdef Packed _ready(self, Packed packed, bint forward):
         """A packing of the weights as they are now, checked out."""
@@ -175,12 +179,6 @@ cdef class Plan:
         packed.users -= 1
         if p.stop:
             raise_pending()
-
-    @property
-    def bias_size(self):
-        """Floats of a row of outputs in whole vectors."""
-        cdef Packed packed = Packed(1, self.outputs)
-        return rc_row_size(&packed.shape, kernels().lanes)
 
     def backward(self, x, dy, dx, dw, db):
         """dw += dy^T x, db += sums of dy's columns (None: no bias), dx = dy W (None: not wanted)."""

@@ -8,7 +8,7 @@ import numpy as np
 cimport numpy as cnp
 
 from rnn_core._kernels cimport *
-from rnn_core._runtime cimport barrier_wait, tick
+from rnn_core._runtime cimport barrier_wait, fp_begin, fp_end, kernels_f32, tick
 
 cnp.import_array()
 
@@ -215,6 +215,17 @@ cdef class Weights:
             d.pt_packed = self.packed(b, &d.pt, w_hr, 1, h, 0)
         return 0
 
+    def table(self, embedding, int directions):
+        """The first layer's input projection of every row of `embedding` (V, inputs); None where these kernels are not
+        those whose products have the same bits for any number of rows."""
+        cdef Table found = Table.__new__(Table)
+        cdef int i
+        if self.kernels != kernels_f32():
+            return None
+        found.blocks = [gate_rows(self.kernels, &self.directions[i], cnp.PyArray_DATA(embedding), len(embedding))
+                        for i in range(directions)]
+        return found
+
     cdef int need_backward(self) except -1:
         """Pack what only backward reads, once."""
         cdef int i
@@ -242,6 +253,29 @@ cdef Weights pack(const rc_kernels *kernels, int cell, list sizes, list arrays):
         set_shapes(d)
         weights.pack_forward(d, arrays[i])
     return weights
+
+
+cdef void multiply(const rc_kernels *kernels, const rc_shape *shape, const void *packed, const void *bias, bint padded,
+                   rc_rows a, rc_rows c, ptrdiff_t n) noexcept nogil:
+    cdef rc_gemm g
+    g.shape, g.packed, g.bias, g.accumulate, g.padded = shape[0], packed, bias, False, padded
+    g.a, g.c, g.row_begin, g.row_end, g.panel_begin = a, c, 0, n, 0
+    g.panel_end, g.backwards = rc_panels(shape, kernels.lanes), False
+    kernels.gemm(&g)
+
+
+cdef void project(const rc_kernels *kernels, const Direction *d, rc_rows a, rc_rows c, ptrdiff_t n) noexcept nogil:
+    multiply(kernels, &d.w, d.w_packed, d.bias, True, a, c, n)
+
+
+cdef Block gate_rows(const rc_kernels *kernels, const Direction *d, const void *embedding, ptrdiff_t tokens):
+    cdef ptrdiff_t row = rc_row_size(&d.w, kernels.lanes)
+    cdef Block b = block(padded(row * tokens, kernels.itemsize))
+    cdef unsigned control = fp_begin() if kernels.itemsize == 4 else 0
+    project(kernels, d, rows_at(<void *>embedding, d.inputs), rows_at(b.data, row), tokens)
+    if kernels.itemsize == 4:
+        fp_end(control)
+    return b
 
 
 # ------------------------------------------------------------------------------------------------- batches and rows

@@ -303,8 +303,31 @@ cdef int64_t start_token(Call *call) noexcept nogil:
     return call.o.ends[call.o.ends_count]      # kept behind the end tokens
 
 
+cdef void prepare_search(void *context, int size) noexcept nogil:
+    rc_count_init(&(<Call *>context).working, size)
+
+
 cdef void search_task(void *context, int rank, int size) noexcept nogil:
     cdef Call *call = <Call *>context
+    search(call, rank, size)
+    rc_count_down(&call.working)
+    if rank == 0:
+        watch(call)
+
+
+cdef void watch(Call *call) noexcept nogil:
+    """Look for signals until the other threads are done. Naps are short beside the time that has passed."""
+    cdef double next = 0, nap, passed = 0
+    while rc_count_left(&call.working) and not call.stop:
+        nap = min(max(passed / 8, 2e-5), 1e-2)
+        rc_nap(nap)
+        passed += nap
+        if tick(&next) != 0:
+            call.stop = 2
+
+
+cdef void search(Call *call, int rank, int size) noexcept nogil:
+    """One thread's sentences, from the first token to the last."""
     cdef const Net *plan = call.plan
     cdef Worker w = worker(plan, call, rank, size, call.integers)
     cdef double next = 0

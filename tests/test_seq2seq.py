@@ -11,6 +11,7 @@ import rnn_core as rc
 from rnn_core import _runtime, losses
 from rnn_core.recurrent import Ragged
 from rnn_core.seq2seq import Decoder, Encoder, Seq2Seq
+from rnn_core.seq2seq_parts import ragged_tokens
 
 EXACT = _runtime.isa() != "generic" and os.environ.get("RNN_CORE_GEMM") != "blas"  # BLAS promises no bits
 SOURCES = [[1, 2, 3], [4, 5], [6, 0, 1, 2, 3]]
@@ -108,6 +109,30 @@ def test_a_sentence_gives_the_same_bits_alone_and_in_a_batch(attention, feeding,
     for i, (source, target) in enumerate(zip(SOURCES, TARGETS)):
         alone = model([source], [target]).values
         np.testing.assert_allclose(alone, together.values[ends[i] : ends[i + 1]], rtol=0, atol=0 if EXACT else 1e-6)
+
+
+@pytest.mark.skipif(not EXACT, reason="BLAS promises no bits")
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("cell", ["rnn", "lstm", "gru"])
+def test_the_encoders_table_is_never_stale_and_changes_no_bit(cell, threads):
+    encoder = Encoder(7, 4, 20, 2, cell=cell, bidirectional=True, seed=1)
+    sources = ragged_tokens("sources", SOURCES, None, 7)
+    before = rc.get_num_threads()
+    rc.set_num_threads(threads)
+    try:
+        for name in (None, "embedding.weight", "rnn.weight_ih_l0_reverse", "rnn.bias_hh_l0"):
+            if name is not None:
+                encoder.assign(name, encoder.params[name] * 1.5)
+            memory, state, _ = encoder.forward(sources)
+            for use in range(3):  # the first without the table, the others with it
+                found, last = encoder(sources)
+                assert (encoder._known[2] is not None) == (use > 0)
+                assert np.array_equal(found, memory) and np.array_equal(last, state)
+            alone, last = encoder(ragged_tokens("sources", SOURCES[1:2], None, 7))
+            assert np.array_equal(alone, memory[3:5])
+            assert np.array_equal(np.array(last)[..., 0, :], np.array(state)[..., 1, :])
+    finally:
+        rc.set_num_threads(before)
 
 
 def test_padded_arrays_and_ragged_are_the_same():

@@ -10,6 +10,8 @@ import time
 import numpy as np
 import pytest
 
+import rnn_core as rc
+from rnn_core import seq2seq_decode
 from rnn_core.seq2seq import Decoder, Encoder, Seq2Seq
 
 START, END, UNK, VOCABULARY = 1, 2, 0, 8
@@ -405,13 +407,40 @@ def test_an_error_of_the_callback_comes_out():
         build().decode(SOURCES, beam_size=1, callback=fail)
 
 
-def test_an_interrupt_stops_a_long_decode():
-    model = Seq2Seq(Encoder(7, 8, 64, seed=1), Decoder(3000, 8, 64, memory_size=64, seed=2), seed=3)
+def interrupted(call):
+    """The call would take minutes; a signal is to end it."""
     threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
     begin = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
-        model.decode(SOURCES * 100, beam_size=5, min_decoding_length=20000, max_decoding_length=20000)
+        call()
     assert time.monotonic() - begin < 30
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize(("batch", "beam", "limit"), [(1, 1, 10**6), (1, 5, 10**5), (64, 1, 10**5), (400, 5, 20000)])
+def test_an_interrupt_stops_a_long_decode(batch, beam, limit, threads):
+    model = Seq2Seq(Encoder(7, 8, 64, seed=1), Decoder(3000, 8, 64, memory_size=64, seed=2), seed=3)
+    before = rc.get_num_threads()
+    rc.set_num_threads(threads)
+    try:
+        interrupted(lambda: model.decode((SOURCES * 100)[:batch], beam_size=beam, min_decoding_length=limit,
+                                         max_decoding_length=limit))
+    finally:
+        rc.set_num_threads(before)
+
+
+def test_an_interrupt_ends_the_wait_for_another_thread():
+    """The main thread's sentence ends at once, the other thread's does not."""
+    model = Seq2Seq(Encoder(7, 8, 64, seed=1), Decoder(3000, 8, 64, memory_size=64, seed=2), seed=3)
+    given = {"beam_size": 1, "min_decoding_length": 10**6, "max_decoding_length": 10**6}
+    _, options = seq2seq_decode._checked_options(model.decoder, given)
+    before = rc.get_num_threads()
+    rc.set_num_threads(2)
+    try:
+        interrupted(lambda: seq2seq_decode.run_loop(model, SOURCES[:2], None, options, lambda n: [[]] * n,
+                                                    lambda n: [1, 10**6]))
+    finally:
+        rc.set_num_threads(before)
 
 
 # ---- scheduled sampling, bad input ------------------------------------------------------------------------------
