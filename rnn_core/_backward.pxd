@@ -1,7 +1,7 @@
 # Backpropagation through time.
 
 from rnn_core._kernels cimport *
-from rnn_core._plan cimport Batch, Direction, Team, View
+from rnn_core._plan cimport LN_KINDS, Batch, Direction, Team, View
 from rnn_core._variants cimport Variant
 
 # One direction of one layer on its way back. Gradients d* mirror the names of _forward.Pass.
@@ -19,6 +19,8 @@ cdef struct BackPass:
     char *dhidden                  # (rows, units): with a projection, the gradient of h before it
     char *reset                    # (rows, units): d(r*h)
     char *dz                       # (chunk tokens, dz row)
+    char *dz_ih                    # the same before the layer normalisations of either side; without them dz itself
+    char *dz_hh
     ptrdiff_t dz_row               # its stride in elements
     char *douts                    # (chunk tokens, out): with a projection, the gradient of the projected h
     char *resets                   # (chunk tokens, units): r*h again, for R_n's gradient
@@ -30,5 +32,7 @@ cdef struct BackPass:
     char *db_ih
     char *db_hh
     char *dp
+    char *dgain[LN_KINDS]          # of the layer normalisations
+    char *dshift[LN_KINDS]
 
 cdef bint backward_pass(BackPass *p, const Batch *b, Team *team, ptrdiff_t chunk, void **pointers) noexcept nogil

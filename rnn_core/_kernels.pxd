@@ -38,6 +38,14 @@ cdef extern from "kernels.h" nogil:
         ptrdiff_t units
         rc_rows saved, saved_c, h_prev, dy, dh, dc, reset, dz
         ptrdiff_t row_begin, row_end, unit_begin, unit_end
+    ctypedef struct rc_norm:
+        ptrdiff_t units
+        int gates
+        const void *gain
+        const void *shift
+        rc_rows x, y, hat, rstd, saved, dh, dz, dy, dx
+        int accumulate
+        ptrdiff_t rows
     ctypedef struct rc_kernels:
         const char *name
         ptrdiff_t lanes
@@ -48,7 +56,9 @@ cdef extern from "kernels.h" nogil:
         void (*outer)(const rc_outer *) noexcept nogil
         void (*step)(const rc_step *) noexcept nogil
         void (*step_back)(const rc_step_back *) noexcept nogil
-        void (*column_sums)(const rc_rows *, ptrdiff_t, void *, ptrdiff_t, ptrdiff_t) noexcept nogil
+        void (*column_sums)(const rc_rows *, const rc_rows *, ptrdiff_t, void *, ptrdiff_t, ptrdiff_t) noexcept nogil
+        void (*norm)(const rc_norm *) noexcept nogil
+        void (*norm_back)(const rc_norm *) noexcept nogil
         void (*activate)(int, const void *, void *, ptrdiff_t) noexcept nogil
     int rc_saved_gates(rc_cell)
     ptrdiff_t rc_vectors(ptrdiff_t units, ptrdiff_t lanes)

@@ -20,6 +20,10 @@ cdef enum:
 cdef struct Segment:
     ptrdiff_t column, row, count
 
+# What layer normalisation acts on: the input projection, h R, and an LSTM's c.
+cdef enum:
+    LN_IH, LN_HH, LN_C, LN_KINDS
+
 # One direction of one layer. Sizes in elements; `out` is what recurs: the projection's size, or the units.
 cdef struct Direction:
     rc_cell cell
@@ -34,8 +38,13 @@ cdef struct Direction:
     void *r_packed
     void *rn_packed
     void *p_packed
-    void *bias                         # gate row: both biases
-    void *bias_n                       # GRU: b_hn, whole vectors
+    void *bias                         # gate row: both biases; with layer normalisation b_ih alone
+    void *bias_n                       # GRU: b_hn, whole vectors; zero with layer normalisation
+    bint normed                        # layer normalisation: what follows is set
+    void *bias_hh                      # gate row: b_hh
+    void *bias_rn                      # whole vectors: b_hn where R_n is apart
+    const char *gain[LN_KINDS]         # as the user's, gate after gate
+    const char *shift[LN_KINDS]
     rc_shape wt, rt, rnt, pt           # backward: the same transposed, k in the order of a dz row
     void *wt_packed
     void *rt_packed
@@ -110,15 +119,19 @@ cdef class Weights:
     cdef Direction *directions
     cdef int count
     cdef list blocks
-    cdef readonly list arrays          # per direction: w_ih, w_hh, b_ih, b_hh, w_hr (or None)
+    # per direction: w_ih, w_hh, b_ih, b_hh, w_hr (or None); with layer normalisation a gain and a shift of each kind
+    cdef readonly list arrays
     cdef bint has_backward
     cdef size_t bytes_of(self, const rc_shape *shape) except? 0
     cdef void *packed(self, Block memory, const rc_shape *shape, object array, ptrdiff_t column_stride,
                       ptrdiff_t row_stride, ptrdiff_t offset) except NULL
     cdef int pack_forward(self, Direction *d, tuple arrays) except -1
+    cdef int pack_biases(self, Direction *d, b_ih, b_hh) except -1
+    cdef int pack_bias_apart(self, Direction *d, Block b, b_ih, b_hh) except -1
     cdef int pack_transposed(self, Direction *d, tuple arrays) except -1
     cdef int need_backward(self) except -1
 
+cdef int gates_of(int cell) noexcept nogil
 cdef Weights pack(const rc_kernels *kernels, int cell, list sizes, list arrays)
 
 # Gate rows of every token there is, instead of a product for each that comes: one Block for each direction of a first

@@ -1,6 +1,7 @@
 # What the time loops do for variants of the cells: factors on the state before R, and states that are kept (zoneout).
 
 from rnn_core._kernels cimport *
+from rnn_core._norms cimport Norms
 from rnn_core._plan cimport Batch, Direction, View
 
 # The variants of one direction of one layer in one call. Rows are sorted and padded as the states are.
@@ -13,6 +14,7 @@ cdef struct Variant:
     View take_h, take_c                # (token, out), (token, units): the part of the new state that is taken, or none
     char *kept_h                       # (rows, out): backward: the gradient that goes past the cell
     char *kept_c                       # (rows, units): forward: c before the step; backward as kept_h
+    Norms norms                        # where the direction is normed
 
 cdef inline bint is_view(const View *v) noexcept nogil:
     return v.sequence != NULL or v.base != NULL

@@ -89,13 +89,19 @@ class Recurrent(Module):
     with `_reverse` for the second direction; U(-1/sqrt(H), 1/sqrt(H)) at the start, from `seed`.
 
     weight_drop, recurrent_dropout and zoneout are probabilities of dropping an element of weight_hh (a mask a call) or
-    of h before it (a mask a sequence), and of keeping a unit's old state at a step; equations in docs/equations.md.
+    of h before it (a mask a sequence), and of keeping a unit's old state at a step.
+
+    layer_norm=True normalises each gate of W x + b_ih and of R h + b_hh over its H units, and the c that an LSTM's h is
+    made of (after Ba et al. 2016): (a - mean) / sqrt(var + 1e-5) * weight + bias, with weight_ln_ih, bias_ln_ih,
+    weight_ln_hh and bias_ln_hh (G*H,) of each layer and direction, for an LSTM weight_ln_c and bias_ln_c (H,) too;
+    they start from 1 and 0. Equations of all four in docs/equations.md.
     """
 
     _gates = 1
     weight_drop: float
     recurrent_dropout: float
     zoneout: float
+    layer_norm: bool
     _has_c = False
     _transient: tuple[str, ...] = ("_packed",)
 
@@ -113,6 +119,7 @@ class Recurrent(Module):
         weight_drop: float = 0.0,
         recurrent_dropout: float = 0.0,
         zoneout: float = 0.0,
+        layer_norm: bool = False,
         dtype: Any = "float32",
         seed: int | None = None,
     ) -> None:
@@ -122,7 +129,7 @@ class Recurrent(Module):
         self.num_layers = checks.count("num_layers", num_layers)
         self.bias, self.batch_first, self.bidirectional = bool(bias), bool(batch_first), bool(bidirectional)
         self.dropout = checks.fraction("dropout", dropout)
-        variants.set_options(self, weight_drop, recurrent_dropout, zoneout)
+        variants.set_options(self, weight_drop, recurrent_dropout, zoneout, layer_norm)
         self.proj_size = checks.count("proj_size", proj_size, 0)
         if self.proj_size >= self.hidden_size:
             raise ValueError(f"proj_size: expected less than hidden_size {hidden_size}, got {proj_size}")
@@ -138,24 +145,27 @@ class Recurrent(Module):
         raise NotImplementedError
 
     def _make_parameters(self, rng: np.random.Generator) -> list[list[str | None]]:
-        """Random weights; the five names (None where there is none) of each direction of each layer."""
+        """Random weights; the five names (None where there is none) of each direction of each layer, then those of
+        `variants.norm_shapes`."""
         rows, bound = self._gates * self.hidden_size, 1 / math.sqrt(self.hidden_size)
         names: list[list[str | None]] = []
         for layer in range(self.num_layers):
             inputs = self.input_size if layer == 0 else self._directions * self._out
             for suffix in ("", "_reverse")[: self._directions]:
-                shapes = {
+                shapes: dict[str, tuple[int, ...] | None] = {
                     "weight_ih": (rows, inputs),
                     "weight_hh": (rows, self._out),
                     "bias_ih": (rows,) if self.bias else None,
                     "bias_hh": (rows,) if self.bias else None,
                     "weight_hr": (self.proj_size, self.hidden_size) if self.proj_size else None,
                 }
-                names.append([f"{name}_l{layer}{suffix}" if shape else None for name, shape in shapes.items()])
+                norms, end = variants.norm_shapes(self), f"_l{layer}{suffix}"
+                names.append([name + end if shape else None for name, shape in (shapes | norms).items()])
                 for name, shape in shapes.items():
                     if shape:
-                        values = rng.uniform(-bound, bound, shape)
-                        self._add_parameter(f"{name}_l{layer}{suffix}", values)
+                        self._add_parameter(name + end, rng.uniform(-bound, bound, shape))
+                for name, size in norms.items():
+                    self._add_parameter(name + end, variants.norm_start(name, size))
         return names
 
     # ---- the engine's side --------------------------------------------------------------------------------
@@ -401,7 +411,8 @@ class Recurrent(Module):
 
     def _describe(self) -> str:
         options = {"num_layers": 1, "bias": True, "batch_first": False, "dropout": 0.0, "bidirectional": False,
-                   "proj_size": 0, "weight_drop": 0.0, "recurrent_dropout": 0.0, "zoneout": 0.0}
+                   "proj_size": 0, "weight_drop": 0.0, "recurrent_dropout": 0.0, "zoneout": 0.0,
+                   "layer_norm": False}
         text = [f"{self.input_size}, {self.hidden_size}"]
         text += [f"{k}={getattr(self, k)!r}" for k, default in options.items() if getattr(self, k) != default]
         return ", ".join(text)

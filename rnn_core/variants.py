@@ -1,4 +1,5 @@
-"""Regularised variants of the recurrent layers: the masks that one call of `forward` draws, and what they act on.
+"""Variants of the recurrent layers: the masks that one call of `forward` draws, and what they act on; and layer
+normalisation's parameters.
 
 Masks are counter-based (Philox by seed, call, stream, direction of a layer, row and unit), so they are the same for
 any number of threads and any order of work.
@@ -22,7 +23,7 @@ Masks = dict[str, list[Array]]  # option -> one array for each direction of each
 
 # Streams of random numbers beside those between the layers, which are numbered from 0 by the layer.
 _STREAM = {"weight_drop": 1 << 32, "recurrent_dropout": 2 << 32, "zoneout_h": 3 << 32, "zoneout_c": 4 << 32}
-OPTIONS = ("weight_drop", "recurrent_dropout", "zoneout")
+OPTIONS = ("weight_drop", "recurrent_dropout", "zoneout", "layer_norm")
 _WEIGHT_HH = 1  # its place among the arrays of a direction
 
 
@@ -30,7 +31,8 @@ def refuse(options: dict[str, Any], why: str) -> None:
     """ValueError where one of these options is set."""
     for name in OPTIONS:
         if options.get(name):
-            raise ValueError(f"{name}: expected 0, since {why}, got {options[name]!r}")
+            none = False if name == "layer_norm" else 0
+            raise ValueError(f"{name}: expected {none}, since {why}, got {options[name]!r}")
 
 
 def _draw(layer: Recurrent, option: str, p: float, index: int, shape: tuple[int, int, int]) -> Array:
@@ -40,11 +42,27 @@ def _draw(layer: Recurrent, option: str, p: float, index: int, shape: tuple[int,
     return mask
 
 
-def set_options(layer: Recurrent, weight_drop: float, recurrent_dropout: float, zoneout: float) -> None:
+def set_options(layer: Recurrent, weight_drop: float, recurrent_dropout: float, zoneout: float,
+                layer_norm: bool) -> None:
     """Check and keep the options as attributes."""
     layer.weight_drop = checks.fraction("weight_drop", weight_drop)
     layer.recurrent_dropout = checks.fraction("recurrent_dropout", recurrent_dropout)
     layer.zoneout = checks.fraction("zoneout", zoneout)
+    layer.layer_norm = bool(layer_norm)
+
+
+def norm_shapes(layer: Recurrent) -> dict[str, tuple[int, ...]]:
+    """Gain and shift of each normalisation of one direction, in the engine's order; empty without layer_norm."""
+    if not layer.layer_norm:
+        return {}
+    rows = layer._gates * layer.hidden_size
+    sizes = {"ih": rows, "hh": rows} | ({"c": layer.hidden_size} if layer._has_c else {})
+    return {f"{role}_ln_{which}": (size,) for which, size in sizes.items() for role in ("weight", "bias")}
+
+
+def norm_start(name: str, shape: tuple[int, ...]) -> Array:
+    """What a gain (1) or a shift (0) starts from."""
+    return np.ones(shape) if name.startswith("weight") else np.zeros(shape)
 
 
 def draw(layer: Recurrent, steps: int, batch: int) -> Masks:

@@ -8,9 +8,10 @@ taken when the chunk is done and its dz still in the cache. Chunks do not depend
 from libc.string cimport memcpy
 
 from rnn_core._kernels cimport *
-from rnn_core._plan cimport Batch, Direction, Segment, Team, View, interrupted, meet, rows_at, rows_by, share, \
-    share_rows, token, whole
-from rnn_core._variants cimport add_product, add_rows, is_view, multiply_rows, split_rows
+from rnn_core._norms cimport hat_at, normalise_back, normalise_cell_back
+from rnn_core._plan cimport LN_C, LN_HH, LN_IH, Batch, Direction, Segment, Team, View, interrupted, meet, rows_at, \
+    rows_by, share, share_rows, token, whole
+from rnn_core._variants cimport add_product, add_rows, copy_rows, is_view, multiply_rows, split_rows
 
 
 ctypedef fused real:
@@ -172,11 +173,39 @@ cdef void leave_variant(BackPass *p, const Part *part, rc_rows dh, rc_rows dc, r
         add_rows(itemsize, from_row(p.variant.kept_c, units, part.row_begin, itemsize), dc, n, p.d.units)
 
 
+cdef void cell_back(BackPass *p, const Batch *b, const Part *part, rc_step_back *s, ptrdiff_t t, ptrdiff_t local,
+                    ptrdiff_t n) noexcept nogil:
+    """The cell's pointwise gradients. Where an LSTM's c is normalised, h has its gradient through that: the cell then
+    starts from dh = 0 and the dc that came of it, and its dz of the gate o is not its own."""
+    cdef ptrdiff_t units = whole(p.d.units, p.kernels.lanes)
+    cdef size_t itemsize = p.kernels.itemsize
+    cdef rc_rows dz_o
+    if not p.d.normed or p.d.cell != RC_LSTM:
+        p.kernels.step_back(s)
+        return
+    dz_o = from_row(p.variant.norms.dz_o, units, part.row_begin, itemsize)
+    normalise_cell_back(p.kernels, p.d, &p.variant.norms, s.saved, s.dh, s.dc, dz_o,
+                        from_row(p.variant.norms.dy_c, units, local, itemsize), b.first[t] + part.row_begin, n)
+    p.kernels.step_back(s)
+    copy_rows(itemsize, dz_o, rows_at(<char *>s.dz.base + 3 * p.d.units * itemsize, p.dz_row), n, p.d.units)
+
+
+cdef void side_back(BackPass *p, const Batch *b, const Part *part, int which, const Segment *segment, ptrdiff_t t,
+                    ptrdiff_t local, ptrdiff_t n) noexcept nogil:
+    """dz of the step through one side's layer normalisation, if there is one."""
+    cdef size_t itemsize = p.kernels.itemsize
+    if p.d.normed:
+        normalise_back(p.kernels, p.d, &p.variant.norms, which, segment, from_row(p.dz, p.dz_row, local, itemsize),
+                       from_row(p.dz_ih if which == LN_IH else p.dz_hh, p.dz_row, local, itemsize),
+                       b.first[t] + part.row_begin, n)
+
+
 cdef bint step_back(BackPass *p, const Batch *b, const Part *part, Team *team, ptrdiff_t t, ptrdiff_t local,
                     void **pointers) noexcept nogil:
     """One step back; `local`: the step's first row in the chunk's buffers. True when the call is to be left."""
-    cdef ptrdiff_t n = running(b, part, t), units = whole(p.d.units, p.kernels.lanes), m
+    cdef ptrdiff_t n = running(b, part, t), units = whole(p.d.units, p.kernels.lanes)
     cdef size_t itemsize = p.kernels.itemsize
+    cdef int i
     cdef rc_step_back s
     cdef rc_rows dh, recurrent
     prepare(p, b, part, &s, t, n, local, pointers)
@@ -188,11 +217,12 @@ cdef bint step_back(BackPass *p, const Batch *b, const Part *part, Team *team, p
     if p.d.projection:
         project_back(p, b, part, t, n, local, dh)
         s.dh = from_row(p.dhidden, units, part.row_begin, itemsize)
-    p.kernels.step_back(&s)
+    cell_back(p, b, part, &s, t, local, n)
     if team.units and meet(team):
         return True
-    recurrent = from_row(p.dz, p.dz_row, local, itemsize)
+    recurrent = from_row(p.dz_hh, p.dz_row, local, itemsize)
     if p.d.cell == RC_GRU_RESET_BEFORE:
+        side_back(p, b, part, LN_HH, &p.d.recurrent[1], t, local, n)
         product(p, &p.d.rnt, p.d.rnt_packed, recurrent, s.reset, n, part, False, True)
         if p.variant != NULL and p.variant.drop != NULL:
             multiply_rows(itemsize, s.reset, from_row(p.variant.drop, units, part.row_begin, itemsize), s.reset, n,
@@ -201,6 +231,9 @@ cdef bint step_back(BackPass *p, const Batch *b, const Part *part, Team *team, p
         p.kernels.step_back(&s)
         if team.units and meet(team):
             return True
+    side_back(p, b, part, LN_HH, &p.d.recurrent[0], t, local, n)
+    for i in range(p.d.inputs_count):
+        side_back(p, b, part, LN_IH, &p.d.input[i], t, local, n)
     recurrent.base = <char *>recurrent.base + p.d.recurrent[0].column * itemsize
     if p.variant != NULL:
         leave_variant(p, part, dh, s.dc, recurrent, n)
@@ -212,26 +245,52 @@ cdef bint step_back(BackPass *p, const Batch *b, const Part *part, Team *team, p
 # ------------------------------------------------------------------------------------------- products over a chunk
 
 
-cdef void weight_gradient(const BackPass *p, char *dw, const Segment *segment, rc_rows x, ptrdiff_t columns,
+cdef void weight_gradient(const BackPass *p, char *dz, char *dw, const Segment *segment, rc_rows x, ptrdiff_t columns,
                           ptrdiff_t rows, int rank, int size) noexcept nogil:
     """dw[segment.row : + count] += dz[:, segment.column : + count]^T x, this thread taking a part of the gates."""
     cdef size_t itemsize = p.kernels.itemsize
     cdef rc_outer job
-    job.a = rows_at(p.dz + segment.column * itemsize, p.dz_row)
+    job.a = rows_at(dz + segment.column * itemsize, p.dz_row)
     job.x, job.rows, job.n = x, rows, columns
     job.c, job.c_stride = dw + segment.row * columns * itemsize, columns
     share(segment.count, rank, size, &job.m_begin, &job.m_end)
     p.kernels.outer(&job)
 
 
-cdef void bias_gradient(const BackPass *p, char *db, const Segment *segment, ptrdiff_t rows, int rank,
-                        int size) noexcept nogil:
+cdef void sum_columns(const BackPass *p, rc_rows dz, const rc_rows *factors, char *db, const Segment *segment,
+                      ptrdiff_t rows, int rank, int size) noexcept nogil:
+    """db[segment.row : + count] += the sums over dz[:, segment.column : + count], of its products where there are
+    factors (whose columns begin at the segment's)."""
     cdef size_t itemsize = p.kernels.itemsize
-    cdef rc_rows dz = rows_at(p.dz + segment.column * itemsize, p.dz_row)
     cdef ptrdiff_t begin, end
+    dz.base = <char *>dz.base + segment.column * itemsize
     if db != NULL:
         share(segment.count, rank, size, &begin, &end)
-        p.kernels.column_sums(&dz, rows, db + segment.row * itemsize, begin, end)
+        p.kernels.column_sums(&dz, factors, rows, db + segment.row * itemsize, begin, end)
+
+
+cdef void norm_gradient(const BackPass *p, const Batch *b, const Team *team, int which, const Segment *segment,
+                        rc_rows dy, ptrdiff_t begin, ptrdiff_t rows) noexcept nogil:
+    """dshift += sums of dy, dgain += sums of dy * the normalised values, over the chunk that begins at step `begin`."""
+    cdef rc_rows hat = rows_at(hat_at(&p.variant.norms, which, b.first[begin], segment.row, p.kernels.itemsize),
+                               p.variant.norms.hat_row[which])
+    sum_columns(p, dy, NULL, p.dshift[which], segment, rows, team.rank, team.size)
+    sum_columns(p, dy, &hat, p.dgain[which], segment, rows, team.rank, team.size)
+
+
+cdef void norm_gradients(const BackPass *p, const Batch *b, const Team *team, ptrdiff_t begin,
+                         ptrdiff_t rows) noexcept nogil:
+    cdef rc_rows dz = rows_at(p.dz, p.dz_row)
+    cdef Segment cell
+    cdef int i
+    for i in range(p.d.inputs_count):
+        norm_gradient(p, b, team, LN_IH, &p.d.input[i], dz, begin, rows)
+    for i in range(p.d.recurrent_count):
+        norm_gradient(p, b, team, LN_HH, &p.d.recurrent[i], dz, begin, rows)
+    if p.d.cell == RC_LSTM:
+        cell.column, cell.row, cell.count = 0, 0, p.d.units
+        norm_gradient(p, b, team, LN_C, &cell, rows_at(p.variant.norms.dy_c, whole(p.d.units, p.kernels.lanes)), begin,
+                      rows)
 
 
 cdef void input_gradients(BackPass *p, const Batch *b, Team *team, ptrdiff_t begin, ptrdiff_t end, ptrdiff_t rows,
@@ -248,13 +307,13 @@ cdef void input_gradients(BackPass *p, const Batch *b, Team *team, ptrdiff_t beg
             n += 1
     for i in range(p.d.inputs_count):
         if p.dw != NULL:
-            weight_gradient(p, p.dw, &p.d.input[i], rows_by(pointers), p.d.inputs, rows, team.rank, team.size)
-        bias_gradient(p, p.db_ih, &p.d.input[i], rows, team.rank, team.size)
+            weight_gradient(p, p.dz_ih, p.dw, &p.d.input[i], rows_by(pointers), p.d.inputs, rows, team.rank, team.size)
+        sum_columns(p, rows_at(p.dz_ih, p.dz_row), NULL, p.db_ih, &p.d.input[i], rows, team.rank, team.size)
     if p.need_dx:
         share(rows, team.rank, team.size, &every.row_begin, &every.row_end)
         every.unit_begin, every.unit_end = 0, <ptrdiff_t>1 << 40
         to = rows_by(pointers + rows + every.row_begin)
-        product(p, &p.d.wt, p.d.wt_packed, from_row(p.dz, p.dz_row, every.row_begin, p.kernels.itemsize), to,
+        product(p, &p.d.wt, p.d.wt_packed, from_row(p.dz_ih, p.dz_row, every.row_begin, p.kernels.itemsize), to,
                 every.row_end - every.row_begin, &every, p.add_dx, False)
 
 
@@ -267,15 +326,16 @@ cdef void recurrent_gradients(BackPass *p, const Batch *b, Team *team, ptrdiff_t
         for m in range(b.active[t]):
             pointers[n] = state_before(p, b, t, m)
             n += 1
-    cdef rc_rows states = rows_by(pointers)
+    cdef rc_rows states = rows_by(pointers), dz = rows_at(p.dz_hh, p.dz_row)
     if p.variant != NULL and p.variant.drop != NULL:
         states = rows_at(p.variant.states, whole(p.d.out, lanes))
     if p.dr != NULL:
-        weight_gradient(p, p.dr, &p.d.recurrent[0], states, p.d.out, rows, team.rank, team.size)
-    bias_gradient(p, p.db_hh, &p.d.recurrent[0], rows, team.rank, team.size)
+        weight_gradient(p, p.dz_hh, p.dr, &p.d.recurrent[0], states, p.d.out, rows, team.rank, team.size)
+    sum_columns(p, dz, NULL, p.db_hh, &p.d.recurrent[0], rows, team.rank, team.size)
     if p.d.recurrent_count == 2:
-        weight_gradient(p, p.dr, &p.d.recurrent[1], rows_at(p.resets, units), p.d.out, rows, team.rank, team.size)
-        bias_gradient(p, p.db_hh, &p.d.recurrent[1], rows, team.rank, team.size)
+        weight_gradient(p, p.dz_hh, p.dr, &p.d.recurrent[1], rows_at(p.resets, units), p.d.out, rows, team.rank,
+                        team.size)
+        sum_columns(p, dz, NULL, p.db_hh, &p.d.recurrent[1], rows, team.rank, team.size)
     cdef rc_outer job
     if p.d.projection and p.dp != NULL:
         job.a = rows_at(p.douts, whole(p.d.out, lanes))
@@ -339,6 +399,8 @@ cdef bint chunk_back(BackPass *p, const Batch *b, const Part *part, Team *team, 
         return True
     input_gradients(p, b, team, begin, end, rows, pointers)
     recurrent_gradients(p, b, team, begin, end, rows, pointers)
+    if p.d.normed:
+        norm_gradients(p, b, team, begin, rows)
     return meet(team)  # nobody reads dz any more
 
 

@@ -15,8 +15,9 @@ cimport numpy as cnp
 from rnn_core._backward cimport BackPass
 from rnn_core._forward cimport Pass
 from rnn_core._kernels cimport *
-from rnn_core._plan cimport BATCH_FIRST, CONCATENATED, PACKED, TIME_MAJOR, Batch, Block, Direction, Table, View, \
-    Weights, batch_bytes, block, compact_view, load_state, pack, padded, part_of, plan_batch, store_state, \
+from rnn_core._norms cimport norm_back_bytes, norm_bytes, take_norms, take_norms_back
+from rnn_core._plan cimport BATCH_FIRST, CONCATENATED, LN_HH, LN_IH, PACKED, TIME_MAJOR, Batch, Block, Direction, Table, \
+    View, Weights, batch_bytes, block, compact_view, gates_of, load_state, pack, padded, part_of, plan_batch, store_state, \
     user_view, whole
 from rnn_core._region cimport Call, backward_task, forward_task, run_call
 from rnn_core._runtime cimport fp_begin, fp_end, kernels_f32, kernels_f64, num_threads
@@ -90,7 +91,8 @@ cdef class Network:
             self.kernels = kernels_f32()
 
     def pack(self, list arrays):
-        """arrays: (w_ih, w_hh, b_ih, b_hh, w_hr) of each direction of each layer; None where there is none."""
+        """arrays: (w_ih, w_hh, b_ih, b_hh, w_hr) of each direction of each layer; None where there is none. With layer
+        normalisation they go on with gain and shift of W x, of R h, and of an LSTM's c."""
         return pack(self.kernels, self.cell, self.sizes, arrays)
 
     cdef bint reads(self, x, ptrdiff_t columns) noexcept:
@@ -255,8 +257,12 @@ cdef class Network:
         cdef Block plan = block(batch_bytes(steps, rows)) if keep else self.check_out(batch_bytes(steps, rows))
         plan_batch(b, plan, steps, rows, lengths, order)
         cdef ptrdiff_t chunk = self.chunk_of(b), n = b.first[b.steps]
-        cdef Block scratch = self.check_out(self.forward_bytes(b, chunk, threads, keep))
-        cdef Block memory = self.tape_block(self.tape_bytes(b, masks is not None)) if keep else scratch
+        cdef size_t norms = self.layers * self.directions * norm_bytes(
+            <rc_cell>self.cell, self.units, n if keep else rows, rows, self.kernels) if weights.directions.normed else 0
+        cdef Block scratch = self.check_out(self.forward_bytes(b, chunk, threads, keep) + norms)
+        cdef Block memory = self.tape_block(self.tape_bytes(b, masks is not None) + norms) if keep else scratch
+        if variant is None and weights.directions.normed:
+            variant = Variants(self.layers * self.directions)
         offsets = None
         if code == CONCATENATED:
             offsets = np.concatenate(([0], np.cumsum(lengths[:-1]))) if rows else np.zeros(0, np.int64)
@@ -276,6 +282,9 @@ cdef class Network:
             if variant is not None:
                 call.passes[i].variant = variant.prepare(i, self.kernels, call.passes[i].d, b)
                 call.passes[i].product = call.passes[i].variant.product
+                if weights.directions.normed:
+                    take_norms(&call.passes[i].variant.norms, call.passes[i].d, n if keep else rows, rows, keep,
+                               self.kernels, memory)
         if n:
             run_call(&call, forward_task, threads, <double>n * self.work_of(weights))
         for i in range(self.layers * self.directions):
@@ -345,9 +354,9 @@ cdef class Network:
     # -- backward
 
     def backward(self, Tape tape, dy, dhn, dcn, list grads, dx, dh0, dc0, all_dh=None, all_dc=None):
-        """Gradients of one forward call: adds into grads (per direction dW, dR, db_ih, db_hh, dW_hr; None where
-        unwanted) and writes dx (or None), dh0 and dc0. dy, dhn, dcn as y, hn, cn, or None for zero; all_dh, all_dc
-        as forward's all_h, all_c."""
+        """Gradients of one forward call: adds into grads (each direction's as pack's arrays; None where unwanted) and
+        writes dx (or None), dh0 and dc0. dy, dhn, dcn as y, hn, cn, or None for zero; all_dh, all_dc as forward's all_h,
+        all_c."""
         cdef Call call
         cdef Batch *b = &tape.batch
         cdef int i, count = self.layers * self.directions, threads = self.team_size(b.rows)
@@ -359,7 +368,10 @@ cdef class Network:
         call.chunk = max(1, min(b.steps, <ptrdiff_t>self.chunk_steps(b.rows)))
         call.units = self.by_units(b.rows, threads) and self.out == self.units and all_dh is None
         call.units = call.units and tape.variant is None
-        cdef Block scratch = self.check_out(self.backward_bytes(b, call.chunk, threads))
+        cdef size_t norms = norm_back_bytes(
+            self.units, self.dz_stride(tape.weights.directions), call.chunk * b.rows, b.rows,
+            self.kernels) if tape.weights.directions.normed else 0
+        cdef Block scratch = self.check_out(self.backward_bytes(b, call.chunk, threads) + norms)
         call.back = <BackPass *>scratch.take(count * sizeof(BackPass))
         call.pointers_each = 2 * (call.chunk + 1) * b.rows
         call.pointers = <void **>scratch.take(threads * call.pointers_each * sizeof(void *))
@@ -416,6 +428,7 @@ cdef class Network:
                 p.kernels, p.d, p.reverse, p.x, p.y = self.kernels, q.d, q.reverse, q.x, q.y
                 p.saved, p.saved_c, p.saved_hidden = q.saved, q.saved_c, q.saved_hidden
                 p.dz, p.dz_row, p.douts, p.resets = dz, self.dz_stride(q.d), douts, resets
+                p.dz_ih = p.dz_hh = dz
                 p.need_dx, p.add_dx = layer > 0 or dx is not None, d == 1
                 p.dx = compact_view(inner[layer % 2], width, 0, itemsize)
                 if layer == 0:
@@ -432,6 +445,10 @@ cdef class Network:
                 load_state(b, p.dc, units, part_of(dcn, i, b.rows * self.units, itemsize), self.units, itemsize)
                 if tape.variant is not None:
                     p.variant = tape.variant.prepare_back(i, self.kernels, p.d, call.chunk * b.rows)
+                    if p.d.normed:
+                        take_norms_back(&p.variant.norms, &call.back.variant.norms, self.units, p.dz_row,
+                                        call.chunk * b.rows, b.rows, self.kernels, scratch)
+                        p.dz_ih, p.dz_hh = p.variant.norms.dz[LN_IH], p.variant.norms.dz[LN_HH]
                 p.all_dh = self.states_view(scratch, b, all_dh, i, self.out)
                 p.all_dc = self.states_view(scratch, b, all_dc, i, self.units)
                 p.h0 = <void **>scratch.take(b.rows * sizeof(void *))
@@ -439,14 +456,13 @@ cdef class Network:
                     p.h0[m] = zeros
                     if h0 is not None:
                         p.h0[m] = part_of(h0, i * b.rows + b.order[m], self.out, itemsize)
-                dw, dr, db_ih, db_hh, dp = grads[i]
+                dw, dr, db_ih, db_hh, dp, *norms = grads[i]
                 p.dw, p.dr, p.dp = part_of(dw, 0, 0, itemsize), part_of(dr, 0, 0, itemsize), part_of(dp, 0, 0, itemsize)
                 p.db_ih, p.db_hh = part_of(db_ih, 0, 0, itemsize), part_of(db_hh, 0, 0, itemsize)
+                for m in range(len(norms) // 2):
+                    p.dgain[m] = part_of(norms[2 * m], 0, 0, itemsize)
+                    p.dshift[m] = part_of(norms[2 * m + 1], 0, 0, itemsize)
         return 0
-
-
-cdef int gates_of(int cell) noexcept nogil:
-    return 4 if cell == RC_LSTM else 1 if cell <= RC_RNN_RELU else 3
 
 
 cdef const rc_kernels *table_of(object capsule) except NULL:

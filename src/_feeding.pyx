@@ -355,7 +355,7 @@ cdef void add_gradient(const Feed *f, const Layer *l, Py_ssize_t column, Py_ssiz
     o.x, o.c, o.c_stride, o.rows, o.n = x, dw + row * columns * itemsize, columns, n, columns
     o.m_begin, o.m_end = count * rank // size, count * (rank + 1) // size
     f.net.cells.outer(&o)
-    f.net.kernels.column_sums(&o.a, n, db + row * itemsize, o.m_begin, o.m_end)
+    f.net.kernels.column_sums(&o.a, NULL, n, db + row * itemsize, o.m_begin, o.m_end)
 
 
 # ---- from Python ------------------------------------------------------------------------------------------------

@@ -8,8 +8,9 @@ from libc.stdint cimport int64_t
 from libc.string cimport memcpy
 
 from rnn_core._kernels cimport *
-from rnn_core._plan cimport FEW_ROWS, Batch, Direction, Team, View, interrupted, meet, rows_at, rows_by, share, share_rows, \
-    token, whole
+from rnn_core._norms cimport normalise, normalise_cell
+from rnn_core._plan cimport FEW_ROWS, LN_HH, LN_IH, Batch, Direction, Team, View, interrupted, meet, rows_at, rows_by, \
+    share, share_rows, token, whole
 from rnn_core._variants cimport copy_rows, is_view, mix_rows, multiply_rows
 
 
@@ -55,6 +56,24 @@ cdef void project_inputs(Pass *p, const Batch *b, const Part *part, ptrdiff_t be
     job.row_begin, job.row_end = 0, n
     job.panel_begin, job.panel_end = part.gates_begin, part.gates_end
     p.kernels.gemm(&job)
+    if p.d.normed:
+        normalise_inputs(p, b, part, begin, end, gates)
+
+
+cdef inline ptrdiff_t hat_row(const Pass *p, const Batch *b, const Part *part, ptrdiff_t t) noexcept nogil:
+    """Where the normalised values of this thread's first sequence at step t go."""
+    return part.row_begin + (b.first[t] if p.variant.norms.kept else 0)
+
+
+cdef void normalise_inputs(Pass *p, const Batch *b, const Part *part, ptrdiff_t begin, ptrdiff_t end,
+                           char *gates) noexcept nogil:
+    cdef ptrdiff_t t, n, before = 0
+    cdef rc_rows x
+    for t in range(begin, end):
+        n = running(b, part, t)
+        x = from_row(gates, rc_row_size(&p.d.w, p.kernels.lanes), before, p.kernels.itemsize)
+        normalise(p.kernels, p.d, &p.variant.norms, LN_IH, 0, p.d.w.gates, x, x, hat_row(p, b, part, t), n)
+        before += n
 
 
 cdef rc_rows from_row(char *base, ptrdiff_t stride, ptrdiff_t row, size_t itemsize) noexcept nogil:
@@ -72,7 +91,8 @@ cdef void prepare_step(Pass *p, const Batch *b, const Part *part, rc_step *s) no
     s.product = from_row(p.product, rc_row_size(&p.d.w, lanes), row, itemsize)
 
 
-cdef void run_cell(Pass *p, const Part *part, rc_step *s, ptrdiff_t done, bint second) noexcept nogil:
+cdef void run_cell(Pass *p, const Batch *b, const Part *part, rc_step *s, ptrdiff_t t, ptrdiff_t done,
+                   bint second) noexcept nogil:
     """The product and cell of the `done`-th step; `second`: GRU_RESET_BEFORE's n, from r*h. With few rows, which only
     wait for the weights, every other step takes the panels backwards: it starts with those still in the cache."""
     s.phase, s.backwards = second, done % 2 and s.row_end < FEW_ROWS
@@ -83,13 +103,14 @@ cdef void run_cell(Pass *p, const Part *part, rc_step *s, ptrdiff_t done, bint s
         s.panel_begin, s.panel_end = part.rn_begin, part.rn_end
     s.chains = p.d.chains if p.d.cell != RC_GRU_RESET_BEFORE else rc_chains(s.shape.gates, s.shape.units)
     if p.variant != NULL:
-        step_apart(p, part, s, second)
+        step_apart(p, b, part, s, t, second)
     else:
         p.kernels.step(s)
 
 
-cdef void step_apart(Pass *p, const Part *part, rc_step *s, bint second) noexcept nogil:
-    """The step's product on its own, then the cell on it: a variant may multiply R by another state than the cell's."""
+cdef void step_apart(Pass *p, const Batch *b, const Part *part, rc_step *s, ptrdiff_t t, bint second) noexcept nogil:
+    """The step's product on its own, then the cell on it: a variant may multiply R by another state than the cell's, or
+    normalise the product."""
     cdef ptrdiff_t out = whole(p.d.out, p.kernels.lanes)
     cdef rc_gemm job
     cdef rc_rows masked
@@ -99,11 +120,15 @@ cdef void step_apart(Pass *p, const Part *part, rc_step *s, bint second) noexcep
         multiply_rows(p.kernels.itemsize, job.a,
                       from_row(p.variant.drop, out, part.row_begin, p.kernels.itemsize), masked, s.row_end, p.d.out)
         job.a = masked
-    job.shape, job.packed, job.bias, job.accumulate, job.padded = s.shape, s.packed, NULL, False, True
+    job.shape, job.packed, job.accumulate, job.padded = s.shape, s.packed, False, True
+    job.bias = p.d.bias_rn if second else p.d.bias_hh  # but for layer normalisation it is in the input projection
     job.backwards = s.backwards
     job.c, job.row_begin, job.row_end = s.product, s.row_begin, s.row_end
     job.panel_begin, job.panel_end = s.panel_begin, s.panel_end
     p.kernels.gemm(&job)
+    if p.d.normed:
+        normalise(p.kernels, p.d, &p.variant.norms, LN_HH, 2 if second else 0, s.shape.gates, s.product, s.product,
+                  hat_row(p, b, part, t), s.row_end)
     s.shape.k, s.chains = 0, 1
     p.variant.plain.step(s)
 
@@ -142,11 +167,13 @@ cdef void project_state(Pass *p, const Batch *b, const Part *part, const rc_step
 
 
 cdef void begin_variant(Pass *p, const Part *part, rc_step *s) noexcept nogil:
-    """Keep the c that the step starts from, where a part of it will stay."""
+    """Keep the c that the step starts from, where a part of it will stay, and the gates for a normalised c."""
     cdef ptrdiff_t units = whole(p.d.units, p.kernels.lanes)
     if is_view(&p.variant.take_c):
         copy_rows(p.kernels.itemsize, s.c, from_row(p.variant.kept_c, units, part.row_begin, p.kernels.itemsize),
                   s.row_end, p.d.units)
+    if p.variant.norms.gates != NULL:
+        s.saved = from_row(p.variant.norms.gates, units * rc_saved_gates(p.d.cell), part.row_begin, p.kernels.itemsize)
 
 
 cdef void end_variant(Pass *p, const Batch *b, const Part *part, rc_step *s, ptrdiff_t t) noexcept nogil:
@@ -185,11 +212,13 @@ cdef bint one_step(Pass *p, const Batch *b, const Part *part, Team *team, rc_ste
         s.y = rows_by(pointers)
     if p.variant != NULL:
         begin_variant(p, part, s)
-    run_cell(p, part, s, done, False)
+    run_cell(p, b, part, s, t, done, False)
+    if p.d.normed and p.d.cell == RC_LSTM:
+        normalise_cell(p.kernels, p.d, &p.variant.norms, s.c, s.saved, s.h_next, hat_row(p, b, part, t), s.row_end)
     if p.d.cell == RC_GRU_RESET_BEFORE:
         if team.units and meet(team):
             return True
-        run_cell(p, part, s, done, True)
+        run_cell(p, b, part, s, t, done, True)
     if p.d.projection:
         if team.units and meet(team):
             return True

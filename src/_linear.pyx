@@ -130,7 +130,7 @@ cdef void gradient_task(void *ctx, int rank, int size) noexcept nogil:
         job.a, job.x = rows_of(p.dy + row * p.outputs, p.outputs), rows_of(p.x + row * p.inputs, p.inputs)
         kernels().outer(&job)
         if p.db != NULL:
-            kernels().column_sums(&job.a, job.rows, p.db, job.m_begin, job.m_end)
+            kernels().column_sums(&job.a, NULL, job.rows, p.db, job.m_begin, job.m_end)
         row += SUM_BLOCK
         if rank == 0 and tick(&next):
             p.stop = 1

@@ -137,9 +137,13 @@ cdef void set_segments(Direction *d) noexcept nogil:
             d.recurrent[0], d.recurrent[1] = rz_gates, n_gate
 
 
+cdef int gates_of(int cell) noexcept nogil:
+    return 4 if cell == RC_LSTM else 1 if cell <= RC_RNN_RELU else 3
+
+
 cdef void set_shapes(Direction *d) noexcept nogil:
     cdef ptrdiff_t h = d.units
-    cdef int gates = 4 if d.cell == RC_LSTM else 1 if d.cell <= RC_RNN_RELU else 3
+    cdef int gates = gates_of(d.cell)
     d.w = shape_of(d.inputs, h, gates)
     d.r = shape_of(d.out, h, gates)
     d.p = shape_of(h, d.projection, 1)
@@ -176,11 +180,13 @@ cdef class Weights:
         return to
 
     cdef int pack_forward(self, Direction *d, tuple arrays) except -1:
-        w, r, b_ih, b_hh, w_hr = arrays
+        w, r, b_ih, b_hh, w_hr, *norms = arrays
         cdef ptrdiff_t h = d.units, lanes = self.kernels.lanes
         cdef size_t itemsize = self.kernels.itemsize, tail = padded(whole(h, lanes), itemsize)
         cdef Block b = block(padded(rc_row_size(&d.w, lanes), itemsize) + tail + self.bytes_of(&d.w)
-                             + self.bytes_of(&d.r) + self.bytes_of(&d.rn) + self.bytes_of(&d.p))
+                             + self.bytes_of(&d.r) + self.bytes_of(&d.rn) + self.bytes_of(&d.p)
+                             + 2 * padded(rc_row_size(&d.w, lanes), itemsize) * bool(norms))
+        cdef int which
         d.w_packed = self.packed(b, &d.w, w, d.inputs, 1, 0)
         d.r_packed = self.packed(b, &d.r, r, d.out, 1, 0)
         if d.cell == RC_GRU_RESET_BEFORE:
@@ -190,6 +196,16 @@ cdef class Weights:
         d.bias = b.take(rc_row_size(&d.w, lanes) * itemsize)
         d.bias_n = b.take_zeros(whole(h, lanes) * itemsize)
         self.blocks.append(b)
+        d.normed = bool(norms)
+        for which in range(len(norms) // 2):
+            d.gain[which] = <const char *>data_of(norms[2 * which])
+            d.shift[which] = <const char *>data_of(norms[2 * which + 1])
+        return self.pack_bias_apart(d, b, b_ih, b_hh) if d.normed else self.pack_biases(d, b_ih, b_hh)
+
+    cdef int pack_biases(self, Direction *d, b_ih, b_hh) except -1:
+        """Both in one, but for the b_hn of a GRU that is multiplied by r."""
+        cdef ptrdiff_t h = d.units
+        cdef size_t itemsize = self.kernels.itemsize
         cdef const char *hidden = <const char *>data_of(b_hh)
         cdef rc_shape n = shape_of(0, h, 1)
         if d.cell == RC_GRU and hidden != NULL:
@@ -197,6 +213,18 @@ cdef class Weights:
             b_hh = b_hh.copy()
             b_hh[2 * h:] = 0
         self.kernels.pack_bias(&d.w, data_of(b_ih), data_of(b_hh), d.bias)
+        return 0
+
+    cdef int pack_bias_apart(self, Direction *d, Block b, b_ih, b_hh) except -1:
+        """Each on its own, since each is normalised with its product."""
+        cdef const char *hidden = <const char *>data_of(b_hh)
+        cdef size_t itemsize = self.kernels.itemsize
+        self.kernels.pack_bias(&d.w, data_of(b_ih), NULL, d.bias)
+        d.bias_hh = b.take(rc_row_size(&d.r, self.kernels.lanes) * itemsize)
+        self.kernels.pack_bias(&d.r, hidden, NULL, d.bias_hh)
+        if d.cell == RC_GRU_RESET_BEFORE:
+            d.bias_rn = b.take(rc_row_size(&d.rn, self.kernels.lanes) * itemsize)
+            self.kernels.pack_bias(&d.rn, NULL if hidden == NULL else hidden + 2 * d.units * itemsize, NULL, d.bias_rn)
         return 0
 
     cdef int pack_transposed(self, Direction *d, tuple arrays) except -1:

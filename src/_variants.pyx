@@ -1,4 +1,4 @@
-"""Variants of the cells: variational dropout of the recurrent connection, and zoneout.
+"""Variants of the cells: variational dropout of the recurrent connection, zoneout, and room for layer normalisation.
 
 The time loops take their steps apart for them (product, then cell) and call the row functions here. They are compiled
 once for all instruction sets and contract nothing, so that their bits are the same everywhere.

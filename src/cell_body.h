@@ -8,11 +8,14 @@
 /* Where unit vector j of a row lies. */
 INLINE real *unit_of(const rc_rows *rows, ptrdiff_t row, ptrdiff_t j) { return row_of(rows, row) + j * LANES; }
 
-INLINE vf load_or_zero(const rc_rows *rows, ptrdiff_t row, ptrdiff_t j, ptrdiff_t units) {
-    if (!has_rows(rows)) return v_zero();
+/* Vector j of a row that has exactly `units` elements. */
+INLINE vf load_units(const real *row, ptrdiff_t j, ptrdiff_t units) {
     ptrdiff_t left = units - j * LANES;
-    const real *p = unit_of(rows, row, j);
-    return left >= LANES ? v_load(p) : v_load_n(p, left);
+    return left >= LANES ? v_load(row + j * LANES) : v_load_n(row + j * LANES, left);
+}
+
+INLINE vf load_or_zero(const rc_rows *rows, ptrdiff_t row, ptrdiff_t j, ptrdiff_t units) {
+    return has_rows(rows) ? load_units(row_of(rows, row), j, units) : v_zero();
 }
 
 /* Store vector j of a row that has exactly `units` elements. */

@@ -134,14 +134,15 @@ static void outer(const rc_outer *o) {
     }
 }
 
-static void column_sums(const rc_rows *a, ptrdiff_t rows, void *sum, ptrdiff_t begin, ptrdiff_t end) {
+static void column_sums(const rc_rows *a, const rc_rows *x, ptrdiff_t rows, void *sum, ptrdiff_t begin,
+                        ptrdiff_t end) {
     real *to = sum;
     for (ptrdiff_t j = begin; j < end; j += LANES) {
         const ptrdiff_t left = end - j < LANES ? end - j : LANES;
         vf acc = v_zero();
         for (ptrdiff_t i = 0; i < rows; i++) {
-            const real *p = row_of(a, i) + j;
-            acc = v_add(acc, left == LANES ? v_load(p) : v_load_n(p, left));
+            const vf one = load_units(row_of(a, i) + j, 0, left);
+            acc = x ? v_fma(one, load_units(row_of(x, i) + j, 0, left), acc) : v_add(acc, one);
         }
         v_store_n(to + j, v_add(v_load_n(to + j, left), acc), left);
     }

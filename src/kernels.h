@@ -111,6 +111,30 @@ typedef struct {
     ptrdiff_t unit_begin, unit_end; /* in vectors */
 } rc_step_back;
 
+/* Layer normalisation of each gate of each row by itself: of the `units` pre-activations x of a gate
+ *
+ *   hat = (x - mean(x)) rstd,  rstd = 1 / sqrt(variance(x) + RC_NORM_EPSILON),  y = hat gain + shift
+ *
+ * With `saved`, x is the c of an LSTM (one gate) and y goes on to its output, h = o tanh(hat gain + shift).
+ */
+typedef struct {
+    ptrdiff_t units;
+    int gates;
+    const void *gain, *shift; /* (gates * units), gate after gate */
+    rc_rows x, y;             /* gate rows: forward in, and out; y may be x */
+    rc_rows hat;              /* gate after gate, exactly `units` apart: forward out, backward in */
+    rc_rows rstd;             /* (gates): forward out, backward in */
+    rc_rows saved;            /* NULL, or the LSTM's saved gates */
+    rc_rows dh;               /* backward with `saved`: in dL/dh, whole vectors; out zero */
+    rc_rows dz;               /* backward with `saved`: out, exactly `units`: the gradient of o's pre-activation */
+    rc_rows dy;               /* backward in (out with `saved`): gate after gate, exactly `units` apart */
+    rc_rows dx;               /* backward out, like dy; never dy */
+    int accumulate;           /* add to what dx holds */
+    ptrdiff_t rows;
+} rc_norm;
+
+#define RC_NORM_EPSILON 1e-5
+
 typedef struct {
     const char *name;
     ptrdiff_t lanes;
@@ -124,8 +148,10 @@ typedef struct {
     void (*outer)(const rc_outer *);
     void (*step)(const rc_step *);
     void (*step_back)(const rc_step_back *);
-    /* sum[j] += sum over rows of a[row][j] */
-    void (*column_sums)(const rc_rows *a, ptrdiff_t rows, void *sum, ptrdiff_t begin, ptrdiff_t end);
+    /* sum[j] += sum over rows of a[row][j], or of a[row][j] x[row][j] where x is not NULL */
+    void (*column_sums)(const rc_rows *a, const rc_rows *x, ptrdiff_t rows, void *sum, ptrdiff_t begin, ptrdiff_t end);
+    void (*norm)(const rc_norm *);
+    void (*norm_back)(const rc_norm *);
     /* test twins: y[i] = f(x[i]), f: 0 exp, 1 sigmoid, 2 tanh */
     void (*activate)(int f, const void *x, void *y, ptrdiff_t n);
     const struct rc_dense *dense; /* losses, optimisers, embedding, dropout: dense.h */

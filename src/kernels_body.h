@@ -9,6 +9,7 @@
 #include "cell_body.h"
 #include "gemm_body.h"
 #include "dense_body.h"
+#include "norm_body.h"
 
 static void activate(int f, const void *x, void *y, ptrdiff_t n) {
     const real *from = x;
@@ -40,6 +41,8 @@ const rc_kernels KERNELS = {
     .step = step,
     .step_back = step_back,
     .column_sums = column_sums,
+    .norm = norm,
+    .norm_back = norm_back,
     .activate = activate,
     .dense = &dense_table,
 };

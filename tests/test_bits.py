@@ -102,9 +102,9 @@ def test_random_cases(kind, block, threads):
             check(case, layer, x, state, want)
 
 
-def results(case):
+def results(case, **options):
     """Inference, and all gradients of one forward and backward."""
-    layer = case.layer()
+    layer = case.layer(**options)
     x, state, dy, dstate = case.arrays()
     y, final, tape = layer.forward(x, public(state), case.lengths)
     dx, dinitial = layer.backward(tape, dy, public(dstate))
@@ -176,19 +176,20 @@ from test_bits import KINDS, sized, results
 found = {}
 for kind in KINDS:
     for seed in range(int(sys.argv[2])):
-        for n, array in enumerate(results(sized(kind, 600 + seed))):
+        for n, array in enumerate(results(sized(kind, 600 + seed), layer_norm=sys.argv[3] == "layer_norm")):
             found[f"{kind}.{seed}.{n}"] = array
 np.savez(sys.argv[1], **found)
 """
 CASES_A_KIND = 60
 
 
+@pytest.mark.parametrize("cell", ["plain", "layer_norm"])
 @pytest.mark.skipif(_runtime.isa() != "avx512", reason="needs a CPU with AVX-512")
-def test_avx2_gives_the_bits_of_avx512(tmp_path):
-    run_python(WORKER, tmp_path / "avx2.npz", CASES_A_KIND, env={"RNN_CORE_ISA": "avx2"})
+def test_avx2_gives_the_bits_of_avx512(tmp_path, cell):
+    run_python(WORKER, tmp_path / "avx2.npz", CASES_A_KIND, cell, env={"RNN_CORE_ISA": "avx2"})
     with np.load(tmp_path / "avx2.npz") as narrow:
         for kind in KINDS:
             for seed in range(CASES_A_KIND):
                 case = sized(kind, 600 + seed)
-                for n, array in enumerate(results(case)):
+                for n, array in enumerate(results(case, layer_norm=cell == "layer_norm")):
                     same(narrow[f"{kind}.{seed}.{n}"], array, "result", n, case)

@@ -76,8 +76,10 @@ static void products(const rc_kernels *k, ptrdiff_t n, ptrdiff_t m, ptrdiff_t de
     void *c = array(n * depth), *sum = array(n);
     rc_outer job = {a, x, c, depth, m, depth, 0, n};
     k->outer(&job);
-    k->column_sums(&a, m, sum, 0, n);
-    drop(a, m), drop(x, m), free(c), free(sum);
+    rc_rows factors = apart(m, n);
+    k->column_sums(&a, NULL, m, sum, 0, n);
+    k->column_sums(&a, &factors, m, sum, 0, n);
+    drop(a, m), drop(x, m), drop(factors, m), free(c), free(sum);
 }
 
 static void cell(const rc_kernels *k, enum rc_cell kind, ptrdiff_t units, ptrdiff_t m)
@@ -104,6 +106,21 @@ static void cell(const rc_kernels *k, enum rc_cell kind, ptrdiff_t units, ptrdif
     drop(h_prev, m), drop(dh, m), drop(d, m), free(bias);
 }
 
+/* Gates, and with `cell` an LSTM's c. */
+static void normalisation(const rc_kernels *k, int gates, int cell, ptrdiff_t units, ptrdiff_t m)
+{
+    const ptrdiff_t wide = rc_vectors(units, k->lanes) * k->lanes;
+    rc_rows none = {NULL, 0, NULL}, x = rows(m, wide * gates), y = rows(m, wide * gates), hat = apart(m, gates * units);
+    rc_rows rstd = apart(m, gates), saved = cell ? rows(m, wide * 4) : none, dh = rows(m, wide), dz = apart(m, units);
+    rc_rows dy = apart(m, gates * units), dx = apart(m, gates * units);
+    void *gain = array(gates * units), *shift = array(gates * units);
+    rc_norm job = {units, gates, gain, shift, x, y, hat, rstd, saved, dh, dz, dy, dx, cell, m};
+    k->norm(&job);
+    k->norm_back(&job);
+    drop(x, m), drop(y, m), drop(hat, m), drop(rstd, m), drop(saved, m), drop(dh, m), drop(dz, m), drop(dy, m);
+    drop(dx, m), free(gain), free(shift);
+}
+
 static void all(const rc_kernels *k)
 {
     static const ptrdiff_t sizes[] = {1, 3, 8, 15, 16, 17, 33, 64, 70, 100};
@@ -111,6 +128,8 @@ static void all(const rc_kernels *k)
     for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
         for (ptrdiff_t m = 1; m <= 9; m++) {
             products(k, sizes[i], m, sizes[(i + (size_t)m) % 10]);
+            for (int gates = 1; gates <= 4; gates++) normalisation(k, gates, 0, sizes[i], m);
+            normalisation(k, 1, 1, sizes[i], m);
             for (int kind = 0; kind < RC_CELLS; kind++) cell(k, (enum rc_cell)kind, sizes[i], m);
         }
     }

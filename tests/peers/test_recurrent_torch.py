@@ -182,3 +182,54 @@ def test_state_dicts_go_both_ways(name):
     assert [(k, p.shape) for k, p in ours.params.items()] == [(k, tuple(p.shape)) for k, p in theirs.named_parameters()]
     ours.load_state_dict({key: p.numpy() for key, p in theirs.state_dict().items()})
     theirs.load_state_dict({key: torch.from_numpy(p) for key, p in ours.state_dict().items()})
+
+
+# ---- layer normalisation in the cell, composed of PyTorch's own operations
+
+
+def norm(p, which, a, gates):
+    """Each gate of (B, gates H) by itself."""
+    gain, shift = p[f"weight_ln_{which}_l0"], p[f"bias_ln_{which}_l0"]
+    parts = a.view(len(a), gates, -1)
+    hat = torch.nn.functional.layer_norm(parts, parts.shape[-1:])
+    return (hat * gain.view(gates, -1) + shift.view(gates, -1)).chunk(gates, 1)
+
+
+def normed_step(kind, p, x, h, c):
+    gates = {"lstm": 4, "gru": 3}.get(kind, 1)
+    a = norm(p, "ih", x @ p["weight_ih_l0"].T + p["bias_ih_l0"], gates)
+    q = norm(p, "hh", h @ p["weight_hh_l0"].T + p["bias_hh_l0"], gates)
+    sums = [(one + other)[:, 0] for one, other in zip(a, q)]
+    if kind == "lstm":
+        i, f, g, o = sums
+        c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+        return o.sigmoid() * norm(p, "c", c, 1)[0][:, 0].tanh(), c
+    if kind == "gru":
+        n, z = (a[2][:, 0] + sums[0].sigmoid() * q[2][:, 0]).tanh(), sums[1].sigmoid()
+        return (1 - z) * n + z * h, c
+    return sums[0].tanh() if kind == "rnn_tanh" else sums[0].relu(), c
+
+
+@pytest.mark.parametrize("kind", PEER_KINDS)
+def test_layer_norm_is_that_of_torch(kind):
+    for seed in range(5):
+        fixed = {"num_layers": 1, "bidirectional": False, "bias": True, "proj_size": 0, "lengths": None}
+        case = Case.random(kind, 500 + seed, with_state=True, T=6, hidden_size=5 + 6 * seed, **fixed)
+        layer = case.layer("float64", layer_norm=True)
+        x, state, dy, dstate = case.arrays("float64")
+        p = {key: tensor(value) for key, value in layer.params.items()}
+        inputs, start = tensor(x), [tensor(s) for s in state]
+        h, c = start[0][0], start[-1][0]
+        outputs = []
+        for t in range(case.T):
+            h, c = normed_step(kind, p, inputs[t], h, c)
+            outputs.append(h)
+        last = (h, c)[: len(state)]
+        loss = (torch.stack(outputs) * torch.tensor(dy)).sum()
+        (loss + sum((s * torch.tensor(d[0])).sum() for s, d in zip(last, dstate))).backward()
+        y, _, tape = layer.forward(x, public(state))
+        dx, dinitial = layer.backward(tape, dy, public(dstate))
+        close(y, torch.stack(outputs).detach().numpy(), 10 * FORWARD["float64"], case)
+        found = {"dx": dx, **{str(n): d for n, d in enumerate(parts(dinitial))}, **layer.grads}
+        wanted = {"dx": inputs, **{str(n): s for n, s in enumerate(start)}, **p}
+        all_close(found, {k: v.grad.numpy() for k, v in wanted.items()}, 100 * BACKWARD["float64"], case)
