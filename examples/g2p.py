@@ -55,11 +55,11 @@ def distance(a: tuple[str, ...], b: tuple[str, ...]) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--minutes", type=float, default=30.0, help="training time (default 30)")
-    parser.add_argument("--hidden", type=int, default=160, help="hidden units a direction (default 160)")
+    parser.add_argument("--hidden", type=int, default=256, help="hidden units a direction (default 256)")
     parser.add_argument("--layers", type=int, default=1)
-    parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--lr", type=float, default=2e-3)
-    parser.add_argument("--dropout", type=float, default=None, help="default 0.2, less in a short run")
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--lr", type=float, default=1.5e-3)
+    parser.add_argument("--dropout", type=float, default=None, help="default 0.25, in a short run 0.1")
     parser.add_argument("--beam", type=int, default=1, help="beam of the evaluation (default 1: greedy)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--predictions", metavar="FILE", help="write each held-out word, reference and hypothesis")
@@ -80,12 +80,13 @@ def main() -> None:
 
 
 def build(arguments: argparse.Namespace, sources: int, targets: int) -> Seq2Seq:
-    """A bidirectional encoder and a GRU decoder with Luong attention after it: the path with no loop over steps."""
-    dropout = arguments.dropout if arguments.dropout is not None else 0.2 if arguments.minutes > 10 else 0.1
+    """A bidirectional encoder and a decoder with Luong attention after it: the path with no loop over steps."""
+    dropout = arguments.dropout if arguments.dropout is not None else 0.25 if arguments.minutes > 10 else 0.1
     hidden = arguments.hidden
-    encoder = Encoder(sources, 128, hidden, arguments.layers, bidirectional=True, dropout=dropout, seed=arguments.seed)
+    shape = {"cell": "lstm", "dropout": dropout}
+    encoder = Encoder(sources, 128, hidden, arguments.layers, bidirectional=True, seed=arguments.seed, **shape)
     decoder = Decoder(targets, 128, 2 * hidden, arguments.layers, attention="general", memory_size=encoder.output_size,
-                      attention_size=hidden, dropout=dropout, start_token=START, end_token=END, seed=arguments.seed + 1)
+                      attention_size=hidden, start_token=START, end_token=END, seed=arguments.seed + 1, **shape)
     return Seq2Seq(encoder, decoder, seed=arguments.seed + 2)
 
 
