@@ -1,7 +1,7 @@
 # Needs python3 (with venv and headers), a C compiler and make; everything else goes into .venv* here.
 #
 #   make demo        train a character model for two minutes, then let it write      make test         the test suite
-#   make lint        ruff, mypy, and our C without warnings                          make test-peers   the same against PyTorch
+#   make lint        ruff, mypy, cython-lint; C without warnings                     make test-peers   the same against PyTorch
 #   make bench       our own benchmarks                                              make bench-peers  side by side with the peers
 #   make wheel       sdist, repaired wheel, and the tests against it                 make sanitize     the C part under ASan, UBSan, TSan
 #   make clean       all that the above made
@@ -28,6 +28,7 @@ test: .venv/built
 lint: .venv/built
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/cython-lint src rnn_core
 	RNN_CORE_WERROR=1 $(BIN)/python setup.py --quiet build_ext
 	$(CC) -std=gnu11 -Wall -Wextra -Werror -fsyntax-only -Isrc $(wildcard tests/native/*.c benchmarks/*.c)
 

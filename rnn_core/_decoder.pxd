@@ -62,12 +62,15 @@ cdef struct Steps:
 cdef size_t steps_bytes(const Net *plan, Py_ssize_t rows, Py_ssize_t sources) except? 0
 cdef int take_steps(const Net *plan, Steps *s, Block memory, Py_ssize_t rows, Py_ssize_t sources) except -1
 # The part of a team's buffers that starts at row `first`.
-cdef Steps part_of_steps(const Net *plan, const Steps *s, Py_ssize_t first, Py_ssize_t rows, Py_ssize_t sources) noexcept nogil
+cdef Steps part_of_steps(const Net *plan, const Steps *s, Py_ssize_t first, Py_ssize_t rows,
+                         Py_ssize_t sources) noexcept nogil
 cdef void start_row(const Net *plan, Steps *s, Py_ssize_t row, char **h, char **c) noexcept nogil
 # states and a_t of `n` rows from their parents' and a token each; s.now stays, the result is in the other buffers
-cdef void run_layers(const Net *plan, Steps *s, Py_ssize_t n, const int32_t *parents, const int32_t *tokens) noexcept nogil
+cdef void run_layers(const Net *plan, Steps *s, Py_ssize_t n, const int32_t *parents,
+                     const int32_t *tokens) noexcept nogil
 # rows [begin, begin + n) look at one source; s.scores + offset (n, S) gets the weights
-cdef void look(const Net *plan, Steps *s, const Source *source, Py_ssize_t begin, Py_ssize_t n, char *weights) noexcept nogil
+cdef void look(const Net *plan, Steps *s, const Source *source, Py_ssize_t begin, Py_ssize_t n,
+               char *weights) noexcept nogil
 cdef void combine_rows(const Net *plan, Steps *s, Py_ssize_t n) noexcept nogil
 cdef void logits_of(const Net *plan, Steps *s, Py_ssize_t begin, Py_ssize_t n, char *logits) noexcept nogil
 cdef void pack_keys(const Net *plan, const char *keys, Py_ssize_t length, char *packed) noexcept nogil

@@ -1,7 +1,7 @@
 """Attention over ragged batches, forward and backward, and tanh: the same bits for any batch and any thread count.
 
 Private: rnn_core.seq2seq has checked every array (C-contiguous, of one dtype, of fitting shape). Sequences lie one
-after the other, with no padding: sentence b has the rows target[b]:target[b + 1] of the queries, source[b]:source[b + 1]
+after the other, with no padding: sentence b has rows target[b]:target[b + 1] of the queries, source[b]:source[b + 1]
 of keys and memory, and its weights (T_b, S_b) start at weight[b].
 
     score = query . key (dot, general), or v . tanh(query + key) (additive; Bahdanau et al. 2015)
@@ -30,7 +30,7 @@ cdef struct Attend:
     const int64_t *source          # (B + 1) offsets
     const int64_t *target
     const int64_t *weight
-    Py_ssize_t batch, units, width # units: of a query; width: of the memory
+    Py_ssize_t batch, units, width  # units: of a query; width: of the memory
     Py_ssize_t context_stride      # of context and dcontext
     char *query                    # (targets, units)
     char *keys                     # (sources, units)

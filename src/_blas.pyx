@@ -43,7 +43,8 @@ cdef inline char *row_at(const rc_rows *rows, ptrdiff_t i, size_t itemsize) noex
     return <char *>rows.ptr[i] if rows.ptr != NULL else <char *>rows.base + i * rows.stride * <ptrdiff_t>itemsize
 
 
-cdef ptrdiff_t run_of(const rc_rows *rows, ptrdiff_t begin, ptrdiff_t end, size_t itemsize, ptrdiff_t *stride) noexcept nogil:
+cdef ptrdiff_t run_of(const rc_rows *rows, ptrdiff_t begin, ptrdiff_t end, size_t itemsize,
+                      ptrdiff_t *stride) noexcept nogil:
     """How many rows from `begin` on lie at one stride, which is set in elements (1 where there is only one row)."""
     cdef ptrdiff_t i = begin + 1, step
     stride[0] = 1

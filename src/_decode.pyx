@@ -27,7 +27,8 @@ cdef Block take_rows(Call *call, const Net *plan, int threads):
     cdef size_t rows = call.count * call.o.beam, one = rows * call.limit
     cdef size_t each = 2 * (2 * padded(one, sizeof(int32_t)) + padded(rows, 8) + padded(rows, 4)
                             + padded(rows * call.sources, sizeof(double)))
-    call.block_rows = max(<Py_ssize_t>LOGITS_LEAST, LOGITS_BYTES // <Py_ssize_t>(plan.vocabulary * plan.kernels.itemsize))
+    call.block_rows = max(<Py_ssize_t>LOGITS_LEAST,
+                          LOGITS_BYTES // <Py_ssize_t>(plan.vocabulary * plan.kernels.itemsize))
     call.block_rows = min(call.block_rows, <Py_ssize_t>max(rows, <size_t>1))
     cdef size_t logits = padded(threads * call.block_rows * plan.vocabulary, plan.kernels.itemsize)
     cdef size_t found = padded(threads * plan.vocabulary, sizeof(rc_candidate)) * call.o.sample
@@ -52,12 +53,14 @@ cdef Block take_rows(Call *call, const Net *plan, int threads):
 cdef Block take_sentences(Call *call, const Net *plan, const int64_t[::1] at, list limits, list forced):
     """Memory of everything that a sentence needs, and what is known of it."""
     cdef Py_ssize_t b, k, size = plan.kernels.itemsize, most = call.o.finished + call.o.beam, length
-    cdef size_t total = padded(call.count + 1, sizeof(Sentence)) + 2 * padded((call.count + 1) * MOST_LAYERS, sizeof(char *))
+    cdef size_t total = padded(call.count + 1, sizeof(Sentence))
+    total += 2 * padded((call.count + 1) * MOST_LAYERS, sizeof(char *))
     cdef Sentence *s
     for b in range(call.count):
         length = at[b + 1] - at[b] if at is not None else 0
         total += padded(most, sizeof(Hypothesis)) + 2 * most * padded(limits[b] + 1, sizeof(int32_t))
-        total += padded(len(forced[b]) + 1, sizeof(int64_t)) + padded(whole(length, plan.kernels.lanes) * plan.hidden, size)
+        total += padded(len(forced[b]) + 1, sizeof(int64_t))
+        total += padded(whole(length, plan.kernels.lanes) * plan.hidden, size)
         if call.o.keep_attention:
             total += padded(limits[b] * call.o.beam * length, size)
     cdef Block memory = block(total + 1024)
@@ -127,8 +130,8 @@ cdef object results(Call *call, const Net *plan):
 def decode(Plan plan, Choice options, Py_ssize_t begin, Py_ssize_t end, h0, c0, keys, memory, const int64_t[::1] at,
            list limits, list forced, list seeds, callback):
     """Decode sentences [begin, end) of B. h0, c0 (L, B, H); keys (sources, H), memory (sources, width), at (B + 1), or
-    None; for each of those sentences its limit, the tokens that are given (-1 where free) and its seed. Lists of (tokens,
-    score, attention), best first."""
+    None; for each of those sentences its limit, the tokens that are given (-1 where free) and its seed. Lists of
+    (tokens, score, attention), best first."""
     cdef Call call
     cdef int threads = 1 if callback is not None else num_threads()
     cdef unsigned control = 0
@@ -145,8 +148,8 @@ def decode(Plan plan, Choice options, Py_ssize_t begin, Py_ssize_t end, h0, c0, 
         for i in range(call.count):
             call.sources = max(call.sources, at[i + 1] - at[i])
     threads = max(1, min(threads, <int>call.count)) if single else 1    # BLAS has threads of its own
-    cdef Block sentences = take_sentences(&call, &plan.net, at, limits, forced)
-    cdef Block rows = take_rows(&call, &plan.net, threads)
+    cdef Block _sentences = take_sentences(&call, &plan.net, at, limits, forced)
+    cdef Block _rows = take_rows(&call, &plan.net, threads)
     set_inputs(&call, &plan.net, begin, h0, c0, keys, memory, at, seeds)
     if single:
         control = fp_begin()
@@ -160,4 +163,3 @@ def decode(Plan plan, Choice options, Py_ssize_t begin, Py_ssize_t end, h0, c0, 
     if call.stop == 2:
         raise_pending()
     return results(&call, &plan.net)
-

@@ -8,8 +8,6 @@ from libc.string cimport memcpy, memset
 
 cimport numpy as cnp
 
-import numpy as np
-
 from rnn_core._kernels cimport *
 from rnn_core._plan cimport FEW_ROWS, Block, Direction, Weights, block, gate_rows, multiply, padded, project, rows_at, \
     rows_by, whole
@@ -85,7 +83,8 @@ cdef size_t steps_bytes(const Net *plan, Py_ssize_t rows, Py_ssize_t sources) ex
     cdef size_t each = 4 * plan.layers * wide(plan, plan.hidden) + 2 * wide(plan, plan.size)
     each += plan.embedding_size + plan.size + 2 * gate_row(plan) + plan.width + plan.hidden + plan.hidden
     each += 2 * sources + sources * plan.hidden * (plan.kind == 2)
-    return padded(rows + 1, each * plan.kernels.itemsize) + padded(2 * rows, sizeof(void *)) + 64 * (4 * plan.layers + 16)
+    return (padded(rows + 1, each * plan.kernels.itemsize) + padded(2 * rows, sizeof(void *))
+            + 64 * (4 * plan.layers + 16))
 
 
 cdef int take_steps(const Net *plan, Steps *s, Block memory, Py_ssize_t rows, Py_ssize_t sources) except -1:
@@ -112,7 +111,8 @@ cdef int take_steps(const Net *plan, Steps *s, Block memory, Py_ssize_t rows, Py
     return 0
 
 
-cdef Steps part_of_steps(const Net *plan, const Steps *s, Py_ssize_t first, Py_ssize_t rows, Py_ssize_t sources) noexcept nogil:
+cdef Steps part_of_steps(const Net *plan, const Steps *s, Py_ssize_t first, Py_ssize_t rows,
+                         Py_ssize_t sources) noexcept nogil:
     cdef Steps part = s[0]
     cdef Py_ssize_t at = first * <Py_ssize_t>plan.kernels.itemsize
     cdef int layer, i
@@ -149,7 +149,8 @@ cdef void start_row(const Net *plan, Steps *s, Py_ssize_t row, char **h, char **
 # ---- the step ---------------------------------------------------------------------------------------------------
 
 
-cdef rc_rows first_gates(const Net *plan, Steps *s, Py_ssize_t n, const int32_t *parents, const int32_t *tokens) noexcept nogil:
+cdef rc_rows first_gates(const Net *plan, Steps *s, Py_ssize_t n, const int32_t *parents,
+                         const int32_t *tokens) noexcept nogil:
     """The first layer's input projection of each row's token (and of what is fed)."""
     cdef Py_ssize_t itemsize = plan.kernels.itemsize, row = gate_row(plan), i
     cdef Py_ssize_t e = plan.embedding_size, x = (e + plan.size) * itemsize
@@ -171,7 +172,8 @@ cdef rc_rows first_gates(const Net *plan, Steps *s, Py_ssize_t n, const int32_t 
     return c
 
 
-cdef void run_layers(const Net *plan, Steps *s, Py_ssize_t n, const int32_t *parents, const int32_t *tokens) noexcept nogil:
+cdef void run_layers(const Net *plan, Steps *s, Py_ssize_t n, const int32_t *parents,
+                     const int32_t *tokens) noexcept nogil:
     cdef Py_ssize_t itemsize = plan.kernels.itemsize, units = wide(plan, plan.hidden), i
     cdef int layer, now = s.now, after = 1 - s.now
     cdef Direction *d
@@ -215,7 +217,8 @@ cdef void pack_keys(const Net *plan, const char *keys, Py_ssize_t length, char *
     plan.kernels.pack(&shape, keys, plan.hidden, 1, packed)
 
 
-cdef void look(const Net *plan, Steps *s, const Source *source, Py_ssize_t begin, Py_ssize_t n, char *weights) noexcept nogil:
+cdef void look(const Net *plan, Steps *s, const Source *source, Py_ssize_t begin, Py_ssize_t n,
+               char *weights) noexcept nogil:
     """Attention weights (n, S) and contexts of rows [begin, begin + n), all of one sentence."""
     cdef Py_ssize_t itemsize = plan.kernels.itemsize, stride = plan.width + plan.hidden, i
     cdef char *joined = s.joined + begin * stride * itemsize

@@ -10,8 +10,6 @@ from libc.string cimport memcpy, memset
 
 cimport numpy as cnp
 
-import numpy as np
-
 from rnn_core._dense cimport least, share
 from rnn_core._decoder cimport MOST_LAYERS, Net, Plan
 from rnn_core._kernels cimport *
@@ -83,7 +81,8 @@ cdef struct Feed:
 cdef void gemm(const rc_kernels *k, const rc_shape *shape, const void *packed, const void *bias, bint accumulate,
                bint whole_rows, rc_rows a, rc_rows c, Py_ssize_t n) noexcept nogil:
     cdef rc_gemm g
-    g.shape, g.packed, g.bias, g.accumulate, g.padded, g.backwards = shape[0], packed, bias, accumulate, whole_rows, False
+    g.shape, g.packed, g.bias = shape[0], packed, bias
+    g.accumulate, g.padded, g.backwards = accumulate, whole_rows, False
     g.a, g.c, g.row_begin, g.row_end, g.panel_begin, g.panel_end = a, c, 0, n, 0, rc_panels(shape, k.lanes)
     k.gemm(&g)
 
@@ -185,7 +184,8 @@ cdef void forward_step(const Feed *f, Py_ssize_t t, Py_ssize_t row, Py_ssize_t n
     for layer in range(net.layers):
         step_layer(f, layer, t, row, n)
     for i in range(n):
-        memcpy(f.joined + ((base + i) * stride + net.width) * size, top.h + (base + i) * units * size, net.hidden * size)
+        memcpy(f.joined + ((base + i) * stride + net.width) * size, top.h + (base + i) * units * size,
+               net.hidden * size)
     if net.kind == 2:
         gemm(net.kernels, &net.query.shape, net.query.packed, net.query.bias, False, False,
              rows_at(f.joined + (base * stride + net.width) * size, stride), at(f.queries, base, net.hidden, f), n)
@@ -439,7 +439,7 @@ cdef class Loop:
         """d: gradient arrays by name; combine, query: their weights (query None unless additive)."""
         cdef Feed *f = &self.f
         cdef const Net *net = f.net
-        cdef Py_ssize_t i, m, t, size = net.kernels.itemsize, units = padded_units(f)
+        cdef Py_ssize_t i, m, t, size = net.kernels.itemsize
         cdef const int64_t[::1] begins = self.kept[1]["source_begins"]
         cdef const int64_t[::1] places = self.kept[1]["weight_begins"]
         cdef Layer *l

@@ -154,7 +154,8 @@ cdef class Direction:
         units = (steps, plan.batch, plan.hidden)
         aux = None if self.cell == "rnn" else np.empty(units, dtype)
         h = np.empty((slots, plan.batch, plan.hidden), dtype)
-        return [np.empty(shape, dtype), np.empty(shape, dtype), aux, h, np.empty_like(h) if self.cell == "lstm" else None]
+        c = np.empty_like(h) if self.cell == "lstm" else None
+        return [np.empty(shape, dtype), np.empty(shape, dtype), aux, h, c]
 
     cdef void point_at_tape(self, rc_general_arrays *arrays, tape):
         arrays.pre, arrays.post, arrays.aux = data(tape[0]), data(tape[1]), data(tape[2])

@@ -56,7 +56,8 @@ typedef struct {
  *   RC_RMSPROP  g += decay p;  second = alpha second + (1 - alpha) g^2;  third (centered) = the mean of g;
  *               step = g / (sqrt(second - third^2) + eps);  first = momentum first + step;  p -= lr first
  *   RC_ADAM     g += decay p (decoupled: p -= lr decay p);  first += (1 - beta1)(g - first);
- *               second = beta2 second + (1 - beta2) g^2;  p -= lr / correction1 first / (sqrt(second) / correction2 + eps)
+ *               second = beta2 second + (1 - beta2) g^2;
+ *               p -= lr / correction1 first / (sqrt(second) / correction2 + eps)
  *
  * A state that is not used (`first` without momentum) is NULL.
  */

@@ -62,8 +62,8 @@ static inline void rc_softmax_back(const rc_kernels *k, const void *p, void *dp,
 static inline void rc_transpose(const rc_kernels *k, const void *x, ptrdiff_t rows, ptrdiff_t n, void *y) {
     RC_BY_SIZE(k, transpose, x, rows, n, y);
 }
-static inline void rc_additive(const rc_kernels *k, const void *query, const void *keys, const void *v, ptrdiff_t sources,
-                               ptrdiff_t n, void *work, void *scores) {
+static inline void rc_additive(const rc_kernels *k, const void *query, const void *keys, const void *v,
+                               ptrdiff_t sources, ptrdiff_t n, void *work, void *scores) {
     RC_BY_SIZE(k, additive, k, query, keys, v, sources, n, work, scores);
 }
 static inline void rc_additive_back(const rc_kernels *k, const void *query, const void *keys, const void *v,
