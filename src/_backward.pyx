@@ -5,11 +5,9 @@ gradient of the state before. The gradients of the weights and of x are matrix p
 taken when the chunk is done and its dz still in the cache. Chunks do not depend on the threads, so nor do the bits.
 """
 
-from libc.string cimport memcpy
-
 from rnn_core._kernels cimport *
 from rnn_core._norms cimport hat_at, normalise_back, normalise_cell_back
-from rnn_core._plan cimport LN_C, LN_HH, LN_IH, Batch, Direction, Segment, Team, View, interrupted, meet, rows_at, \
+from rnn_core._plan cimport LN_C, LN_HH, LN_IH, Batch, Segment, Team, View, interrupted, meet, rows_at, \
     rows_by, share, share_rows, token, whole
 from rnn_core._variants cimport add_product, add_rows, copy_rows, is_view, multiply_rows, split_rows
 
@@ -63,7 +61,7 @@ cdef void all_columns(const Part *part, Part *every) noexcept nogil:
 cdef void project_back(BackPass *p, const Batch *b, const Part *part, ptrdiff_t t, ptrdiff_t n, ptrdiff_t local,
                        rc_rows dh) noexcept nogil:
     """With a projection: dout = dy + dh, kept for W_hr's gradient, and dhidden = dout W_hr."""
-    cdef ptrdiff_t lanes = p.kernels.lanes, m, j, out = whole(p.d.out, lanes)
+    cdef ptrdiff_t lanes = p.kernels.lanes, m, out = whole(p.d.out, lanes)
     cdef size_t itemsize = p.kernels.itemsize
     cdef rc_rows douts = from_row(p.douts, out, local, itemsize)
     cdef rc_rows hidden = from_row(p.dhidden, whole(p.d.units, lanes), part.row_begin, itemsize)
@@ -414,8 +412,8 @@ cdef bint backward_pass(BackPass *p, const Batch *b, Team *team, ptrdiff_t chunk
     part.unit_begin, part.unit_end = 0, rc_vectors(p.d.units, p.kernels.lanes)
     if team.units:
         share(panels, team.rank, team.size, &part.unit_begin, &part.unit_end)
-        part.unit_begin, part.unit_end = 4 * part.unit_begin, min(4 * part.unit_end,
-                                                                   rc_vectors(p.d.units, p.kernels.lanes))
+        part.unit_begin *= 4
+        part.unit_end = min(4 * part.unit_end, rc_vectors(p.d.units, p.kernels.lanes))
     for i in range(chunks):
         begin = (i if p.reverse else chunks - 1 - i) * chunk
         if chunk_back(p, b, &part, team, begin, min(begin + chunk, b.steps), pointers):

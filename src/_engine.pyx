@@ -16,9 +16,9 @@ from rnn_core._backward cimport BackPass
 from rnn_core._forward cimport Pass
 from rnn_core._kernels cimport *
 from rnn_core._norms cimport norm_back_bytes, norm_bytes, take_norms, take_norms_back
-from rnn_core._plan cimport BATCH_FIRST, CONCATENATED, LN_HH, LN_IH, PACKED, TIME_MAJOR, Batch, Block, Direction, Table, \
-    View, Weights, batch_bytes, block, compact_view, gates_of, load_state, pack, padded, part_of, plan_batch, store_state, \
-    user_view, whole
+from rnn_core._plan cimport BATCH_FIRST, CONCATENATED, LN_HH, LN_IH, PACKED, TIME_MAJOR, Batch, Block, Direction, \
+    Table, View, Weights, batch_bytes, block, compact_view, gates_of, load_state, pack, padded, part_of, plan_batch, \
+    store_state, user_view, whole
 from rnn_core._region cimport Call, backward_task, forward_task, run_call
 from rnn_core._runtime cimport fp_begin, fp_end, kernels_f32, kernels_f64, num_threads
 from rnn_core._variants cimport Variants
@@ -123,8 +123,8 @@ cdef class Network:
         return <int>max(1, min(threads, step / WORTH_A_THREAD))
 
     def chunk_steps(self, ptrdiff_t rows):
-        """Steps whose weight gradients are summed at once: pieces of a sequence that are multiples of it give the bits of
-        the whole."""
+        """Steps whose weight gradients are summed at once: pieces of a sequence that are multiples of it give the
+        bits of the whole."""
         return max(1, BACK_TOKENS // max(1, rows))
 
     cdef bint by_units(self, ptrdiff_t rows, int threads) noexcept:
@@ -147,7 +147,6 @@ cdef class Network:
     cdef void check_in(self, Block b):
         if len(self.scratch) < 8:
             self.scratch.append(b)
-
 
     cdef Block tape_block(self, size_t bytes):
         """Memory for a tape: a spare one unless it is too small, or so large that it would be a waste."""
@@ -178,7 +177,8 @@ cdef class Network:
         cdef size_t units = whole(self.units, self.kernels.lanes), gates = units * gates_of(self.cell)
         cdef size_t tokens = chunk * rows if self.directions == 1 else b.first[b.steps]
         cdef size_t each = padded(passes, sizeof(Pass)) // passes + 6 * padded(rows * units, itemsize)
-        each += padded(chunk * rows * gates, itemsize) + padded(rows * gates, itemsize) + 5 * padded(rows, sizeof(char *))
+        each += padded(chunk * rows * gates, itemsize) + padded(rows * gates, itemsize)
+        each += 5 * padded(rows, sizeof(char *))
         cdef size_t total = passes * (each + 64) + threads * padded(chunk * rows + rows, sizeof(void *))
         if not keep:
             total += self.layers * padded(tokens * self.directions * self.out, itemsize)
@@ -187,9 +187,11 @@ cdef class Network:
     cdef size_t tape_bytes(self, const Batch *b, bint dropout) except? 0:
         cdef size_t itemsize = self.kernels.itemsize, passes = self.layers * self.directions, n = b.first[b.steps]
         cdef size_t units = whole(self.units, self.kernels.lanes)
-        cdef size_t each = padded(n * units * rc_saved_gates(<rc_cell>self.cell), itemsize) + 2 * padded(n * units, itemsize)
+        cdef size_t each = padded(n * units * rc_saved_gates(<rc_cell>self.cell), itemsize)
+        each += 2 * padded(n * units, itemsize)
         each += 6 * padded(b.rows, sizeof(char *)) + sizeof(Pass) + sizeof(View) + 64
-        return passes * each + self.layers * (1 + dropout) * (padded(n * self.directions * self.out, itemsize) + 64) + 4096
+        cdef size_t outputs = padded(n * self.directions * self.out, itemsize) + 64
+        return passes * each + self.layers * (1 + dropout) * outputs + 4096
 
     cdef void set_pass(self, Pass *p, Direction *d, Block memory, const Batch *b, ptrdiff_t chunk) except *:
         """The scratch of one direction; views and tape are set by the caller."""
@@ -253,7 +255,6 @@ cdef class Network:
         cdef Call call
         cdef Batch *b = &tape.batch
         cdef int threads = self.team_size(rows), code = LAYOUTS[layout]
-        cdef size_t itemsize = self.kernels.itemsize
         cdef Block plan = block(batch_bytes(steps, rows)) if keep else self.check_out(batch_bytes(steps, rows))
         plan_batch(b, plan, steps, rows, lengths, order)
         cdef ptrdiff_t chunk = self.chunk_of(b), n = b.first[b.steps]
@@ -293,7 +294,8 @@ cdef class Network:
         if not keep:
             self.check_in(plan)
             return None
-        tape.network, tape.weights, tape.memory, tape.passes, tape.mask_views = self, weights, memory, call.passes, call.masks
+        tape.network, tape.weights, tape.memory = self, weights, memory
+        tape.passes, tape.mask_views = call.passes, call.masks
         tape.arrays, tape.layout, tape.offsets, tape.user_steps = (x, y, h0, plan), code, offsets, steps
         tape.masks, tape.variant = masks, variant
         return tape
@@ -355,8 +357,8 @@ cdef class Network:
 
     def backward(self, Tape tape, dy, dhn, dcn, list grads, dx, dh0, dc0, all_dh=None, all_dc=None):
         """Gradients of one forward call: adds into grads (each direction's as pack's arrays; None where unwanted) and
-        writes dx (or None), dh0 and dc0. dy, dhn, dcn as y, hn, cn, or None for zero; all_dh, all_dc as forward's all_h,
-        all_c."""
+        writes dx (or None), dh0 and dc0. dy, dhn, dcn as y, hn, cn, or None for zero; all_dh, all_dc as forward's
+        all_h, all_c."""
         cdef Call call
         cdef Batch *b = &tape.batch
         cdef int i, count = self.layers * self.directions, threads = self.team_size(b.rows)
@@ -397,7 +399,8 @@ cdef class Network:
     cdef size_t backward_bytes(self, const Batch *b, ptrdiff_t chunk, int threads) except? 0:
         cdef size_t itemsize = self.kernels.itemsize, rows = b.rows, units = whole(self.units, self.kernels.lanes)
         cdef size_t each = sizeof(BackPass) + 4 * padded(rows * units, itemsize) + 7 * padded(rows, sizeof(void *)) + 64
-        cdef size_t shared = padded(chunk * rows * (4 * units + 64), itemsize) + 2 * padded(chunk * rows * units, itemsize)
+        cdef size_t shared = padded(chunk * rows * (4 * units + 64), itemsize)
+        shared += 2 * padded(chunk * rows * units, itemsize)
         cdef size_t inner = 2 * padded(b.first[b.steps] * self.directions * self.out, itemsize)
         return (self.layers * self.directions * each + shared + inner + padded(self.inputs + 2 * units, itemsize)
                 + threads * padded(2 * (chunk + 1) * rows, sizeof(void *)) + 4096)
@@ -409,14 +412,15 @@ cdef class Network:
         cdef BackPass *p
         cdef Pass *q
         cdef int layer, d, i
-        cdef ptrdiff_t lanes = self.kernels.lanes, units = whole(self.units, lanes), m, width = self.directions * self.out
+        cdef ptrdiff_t lanes = self.kernels.lanes, units = whole(self.units, lanes), m
+        cdef ptrdiff_t width = self.directions * self.out
         cdef size_t itemsize = self.kernels.itemsize
         cdef char *inner[2]
         cdef char *zeros = <char *>scratch.take_zeros(units * itemsize)
         cdef char *dz = <char *>scratch.take(call.chunk * b.rows * (4 * units + 64) * itemsize)
         cdef char *douts = <char *>scratch.take(call.chunk * b.rows * units * itemsize)
         cdef char *resets = <char *>scratch.take(call.chunk * b.rows * units * itemsize)
-        x, y, h0 = tape.arrays[:3]
+        h0 = tape.arrays[2]
         for i in range(2):
             inner[i] = <char *>scratch.take(b.first[b.steps] * width * itemsize)
         memset(douts, 0, call.chunk * b.rows * units * itemsize)
@@ -432,7 +436,8 @@ cdef class Network:
                 p.need_dx, p.add_dx = layer > 0 or dx is not None, d == 1
                 p.dx = compact_view(inner[layer % 2], width, 0, itemsize)
                 if layer == 0:
-                    p.dx = user_view(scratch, b, dx, tape.layout, self.inputs, 0, tape.user_steps, tape.offsets, itemsize)
+                    p.dx = user_view(scratch, b, dx, tape.layout, self.inputs, 0, tape.user_steps, tape.offsets,
+                                     itemsize)
                 p.dy = compact_view(inner[(layer + 1) % 2], width, d * self.out, itemsize)
                 if layer + 1 == self.layers:
                     p.dy = user_view(scratch, b, dy, tape.layout, width, d * self.out, tape.user_steps, tape.offsets,
@@ -441,7 +446,8 @@ cdef class Network:
                 p.dc = <char *>scratch.take(b.rows * units * itemsize)
                 p.dhidden = <char *>scratch.take_zeros(b.rows * units * itemsize)
                 p.reset = <char *>scratch.take_zeros(b.rows * units * itemsize)
-                load_state(b, p.dh, whole(self.out, lanes), part_of(dhn, i, b.rows * self.out, itemsize), self.out, itemsize)
+                load_state(b, p.dh, whole(self.out, lanes), part_of(dhn, i, b.rows * self.out, itemsize), self.out,
+                           itemsize)
                 load_state(b, p.dc, units, part_of(dcn, i, b.rows * self.units, itemsize), self.units, itemsize)
                 if tape.variant is not None:
                     p.variant = tape.variant.prepare_back(i, self.kernels, p.d, call.chunk * b.rows)
@@ -475,6 +481,7 @@ def activate(str function, x, bint double=False):
     values = np.ascontiguousarray(x, np.float64 if double else np.float32)
     result = np.empty_like(values)
     cdef unsigned control = fp_begin()
-    k.activate(["exp", "sigmoid", "tanh"].index(function), cnp.PyArray_DATA(values), cnp.PyArray_DATA(result), values.size)
+    cdef int which = ["exp", "sigmoid", "tanh"].index(function)
+    k.activate(which, cnp.PyArray_DATA(values), cnp.PyArray_DATA(result), values.size)
     fp_end(control)
     return result

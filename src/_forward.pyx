@@ -9,7 +9,7 @@ from libc.string cimport memcpy
 
 from rnn_core._kernels cimport *
 from rnn_core._norms cimport normalise, normalise_cell
-from rnn_core._plan cimport FEW_ROWS, LN_HH, LN_IH, Batch, Direction, Team, View, interrupted, meet, rows_at, rows_by, \
+from rnn_core._plan cimport FEW_ROWS, LN_HH, LN_IH, Batch, Team, View, interrupted, meet, rows_at, rows_by, \
     share, share_rows, token, whole
 from rnn_core._variants cimport copy_rows, is_view, mix_rows, multiply_rows
 

@@ -1,8 +1,8 @@
 /* The cells. Each one's forward and backward stand side by side; equations and gate orders are in docs/equations.md.
  *
  * Forward gets the vectors of one unit vector (LANES hidden units) of one sequence while they are in registers:
- * z[g * next] holds gate g, of which the vectors of several sequences lie
- * between: activations are run over all of them side by side. Backward gets dh of the same units and what forward saved.
+ * z[g * next] holds gate g; the vectors of several sequences lie between,
+ * so that activations run over all of them side by side. Backward gets dh of the same units and what forward saved.
  */
 
 /* Where unit vector j of a row lies. */
@@ -221,8 +221,9 @@ static __attribute__((noinline)) void step_finish(const rc_step *job, ptrdiff_t 
 }
 
 static void step(const rc_step *s) {
-    const product g = {&s->shape, s->packed, s->phase ? &s->reset : &s->h_prev, s, s->row_begin, s->row_end, s->panel_begin, s->panel_end,
-                       s->chains, s->backwards};
+    const rc_rows *from = s->phase ? &s->reset : &s->h_prev;
+    const product g = {&s->shape, s->packed, from, s, s->row_begin, s->row_end, s->panel_begin, s->panel_end, s->chains,
+                       s->backwards};
     switch (s->cell) {
     case RC_LSTM: run_gates(LSTM, 4, &g); break;
     case RC_GRU: run_gates(GRU, 3, &g); break;
