@@ -40,7 +40,7 @@ cdef extern from "Python.h":
 cdef enum:
     FIRST_READING = 0
 
-cdef double TICK = 0.05  # seconds between two looks for signals
+cdef double TICK = 0.03  # seconds between two looks for signals
 cdef double NEVER = 1e300
 
 cdef const rc_kernels *table_f32 = NULL
