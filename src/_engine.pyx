@@ -3,7 +3,7 @@
 One call is one parallel region: every thread walks through layers, directions and time, and they meet at barriers.
 """
 
-from libc.stdint cimport int64_t
+from libc.stdint cimport SIZE_MAX, int64_t
 from libc.string cimport memcpy, memset
 from cpython.pycapsule cimport PyCapsule_GetPointer
 
@@ -39,6 +39,19 @@ cdef enum:
     BACK_TOKENS = 256
     # Below this many multiply-adds a step and thread, a barrier costs more than another thread saves.
     WORTH_A_THREAD = 1 << 14
+
+
+cdef Block reuse(list blocks, size_t least, size_t most):
+    """The last of `blocks`, taken out of them, if it has from `least` to `most` bytes; else a new one."""
+    cdef Block b
+    try:
+        b = blocks.pop()  # not after a look: without the GIL another thread may be faster
+    except IndexError:
+        b = None
+    if b is None or not least <= b.size <= most:
+        b = block(least)
+    b.used = 0
+    return b
 
 
 # ------------------------------------------------------------------------------------------------------------ network
@@ -134,15 +147,7 @@ cdef class Network:
     # -- scratch
 
     cdef Block check_out(self, size_t bytes):
-        cdef Block b
-        try:
-            b = self.scratch.pop()
-        except IndexError:
-            b = None
-        if b is None or b.size < bytes:
-            b = block(bytes)
-        b.used = 0
-        return b
+        return reuse(self.scratch, bytes, SIZE_MAX)
 
     cdef void check_in(self, Block b):
         if len(self.scratch) < 8:
@@ -150,15 +155,7 @@ cdef class Network:
 
     cdef Block tape_block(self, size_t bytes):
         """Memory for a tape: a spare one unless it is too small, or so large that it would be a waste."""
-        cdef Block b
-        try:
-            b = self.spare.pop()
-        except IndexError:
-            b = None
-        if b is None or not bytes <= b.size <= 2 * bytes:
-            b = block(bytes)
-        b.used = 0
-        return b
+        return reuse(self.spare, bytes, 2 * bytes)
 
     cdef void keep_spare(self, Block b):
         if not self.spare:
