@@ -91,9 +91,9 @@ cdef bint interrupted(Team *team) noexcept nogil
 cdef void share(ptrdiff_t n, int rank, int size, ptrdiff_t *begin, ptrdiff_t *end) noexcept nogil
 cdef void share_rows(const Batch *b, const Team *team, ptrdiff_t *begin, ptrdiff_t *end) noexcept nogil
 
-cdef inline rc_rows rows_at(void *base, ptrdiff_t stride) noexcept nogil:
+cdef inline rc_rows rows_at(const void *base, ptrdiff_t stride) noexcept nogil:
     cdef rc_rows r
-    r.base, r.stride, r.ptr = base, stride, NULL
+    r.base, r.stride, r.ptr = <void *>base, stride, NULL
     return r
 
 cdef inline rc_rows rows_by(void **ptr) noexcept nogil:
@@ -103,6 +103,11 @@ cdef inline rc_rows rows_by(void **ptr) noexcept nogil:
 
 cdef inline ptrdiff_t whole(ptrdiff_t units, ptrdiff_t lanes) noexcept nogil:
     return (units + lanes - 1) // lanes * lanes
+
+cdef inline rc_shape shape_of(ptrdiff_t k, ptrdiff_t units, int gates) noexcept nogil:
+    cdef rc_shape s
+    s.k, s.units, s.gates = k, units, gates
+    return s
 
 # Aligned memory. `take` carves fields out of it.
 cdef class Block:
@@ -139,9 +144,21 @@ cdef Weights pack(const rc_kernels *kernels, int cell, list sizes, list arrays)
 cdef class Table:
     cdef list blocks
 
-# c <- a B + bias (or NULL) of n rows; padded: rows of c have whole vectors
-cdef void multiply(const rc_kernels *kernels, const rc_shape *shape, const void *packed, const void *bias, bint padded,
-                   rc_rows a, rc_rows c, ptrdiff_t n) noexcept nogil
+# c (n, columns) <- a B + bias (or NULL), or += a B, of a (n, k), B packed; padded: rows of c have whole vectors. A
+# caller may narrow the job to some of its panels.
+cdef inline rc_gemm product_job(const rc_kernels *kernels, const rc_shape *shape, const void *packed, const void *bias,
+                                bint accumulate, bint padded, rc_rows a, rc_rows c, ptrdiff_t n) noexcept nogil:
+    cdef rc_gemm job
+    job.shape, job.packed, job.bias, job.accumulate, job.padded = shape[0], packed, bias, accumulate, padded
+    job.a, job.c, job.row_begin, job.row_end = a, c, 0, n
+    job.panel_begin, job.panel_end, job.backwards = 0, rc_panels(shape, kernels.lanes), False
+    return job
+
+cdef void multiply(const rc_kernels *kernels, const rc_shape *shape, const void *packed, const void *bias,
+                   bint accumulate, bint padded, rc_rows a, rc_rows c, ptrdiff_t n) noexcept nogil
+# c[m] += the sum over k of a[k][m] x[k], for m in [begin, end): a (rows, m) with one stride, x (rows, n), c (m, n)
+cdef void add_outer(const rc_kernels *kernels, rc_rows a, rc_rows x, ptrdiff_t rows, ptrdiff_t n, void *c,
+                    ptrdiff_t c_stride, ptrdiff_t begin, ptrdiff_t end) noexcept nogil
 # gate rows <- W a + b of n rows
 cdef void project(const rc_kernels *kernels, const Direction *d, rc_rows a, rc_rows c, ptrdiff_t n) noexcept nogil
 # W embedding + b of `tokens` embeddings (tokens, inputs): the chains of the products are the same, and so are the bits

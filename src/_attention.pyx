@@ -17,7 +17,7 @@ import numpy as np
 
 from rnn_core._dense cimport data, is_single, launch, share
 from rnn_core._kernels cimport *
-from rnn_core._plan cimport Block, block, padded, rows_at, whole
+from rnn_core._plan cimport Block, add_outer, block, multiply, padded, rows_at, shape_of, whole
 from rnn_core._rows cimport *
 from rnn_core._runtime cimport kernels_f32, kernels_f64, num_threads
 
@@ -79,22 +79,15 @@ cdef Sentence sentence(const Attend *a, Py_ssize_t b, int rank) noexcept nogil:
 cdef void times_transposed(const Attend *a, const Sentence *s, char *rows, Py_ssize_t stride, char *matrix,
                            Py_ssize_t n, char *to) noexcept nogil:
     """to (T, S) = rows (T, n) matrix^T, matrix (S, n)."""
-    cdef rc_gemm g
-    g.shape.k, g.shape.units, g.shape.gates = n, s.sources, 1
-    a.k.pack(&g.shape, matrix, n, 1, s.packed)
-    g.packed, g.bias, g.accumulate, g.padded, g.backwards = s.packed, NULL, False, False, False
-    g.a, g.c = rows_at(rows, stride), rows_at(to, s.sources)
-    g.row_begin, g.row_end, g.panel_begin, g.panel_end = 0, s.targets, 0, rc_panels(&g.shape, a.k.lanes)
-    a.k.gemm(&g)
+    cdef rc_shape shape = shape_of(n, s.sources, 1)
+    a.k.pack(&shape, matrix, n, 1, s.packed)
+    multiply(a.k, &shape, s.packed, NULL, False, False, rows_at(rows, stride), rows_at(to, s.sources), s.targets)
 
 
 cdef void add_product(const Attend *a, char *left, Py_ssize_t m, Py_ssize_t rows, char *x, Py_ssize_t x_stride,
                       Py_ssize_t n, char *to, Py_ssize_t to_stride) noexcept nogil:
     """to (m, n) += left^T x, left (rows, m), x (rows, n)."""
-    cdef rc_outer o
-    o.a, o.x, o.c, o.c_stride = rows_at(left, m), rows_at(x, x_stride), to, to_stride
-    o.rows, o.n, o.m_begin, o.m_end = rows, n, 0, m
-    a.k.outer(&o)
+    add_outer(a.k, rows_at(left, m), rows_at(x, x_stride), rows, n, to, to_stride, 0, m)
 
 
 cdef void forward_task(void *ctx, int rank, int size) noexcept nogil:

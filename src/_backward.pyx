@@ -7,8 +7,8 @@ taken when the chunk is done and its dz still in the cache. Chunks do not depend
 
 from rnn_core._kernels cimport *
 from rnn_core._norms cimport hat_at, normalise_back, normalise_cell_back
-from rnn_core._plan cimport LN_C, LN_HH, LN_IH, Batch, Segment, Team, View, interrupted, meet, rows_at, \
-    rows_by, share, share_rows, token, whole
+from rnn_core._plan cimport LN_C, LN_HH, LN_IH, Batch, Segment, Team, View, add_outer, interrupted, meet, product_job, \
+    rows_at, rows_by, share, share_rows, token, whole
 from rnn_core._variants cimport add_product, add_rows, copy_rows, is_view, multiply_rows, split_rows
 
 
@@ -41,12 +41,8 @@ cdef inline void *state_before(const BackPass *p, const Batch *b, ptrdiff_t t, p
 cdef void product(const BackPass *p, const rc_shape *shape, void *packed, rc_rows a, rc_rows c, ptrdiff_t rows,
                   const Part *part, bint accumulate, bint is_padded) noexcept nogil:
     """c (+)= a times a packed matrix, for this thread's columns."""
-    cdef rc_gemm job
-    job.shape, job.packed, job.bias, job.accumulate, job.padded = shape[0], packed, NULL, accumulate, is_padded
-    job.backwards = False
-    job.a, job.c, job.row_begin, job.row_end = a, c, 0, rows
-    job.panel_begin = part.unit_begin // 4
-    job.panel_end = min((part.unit_end + 3) // 4, rc_panels(shape, p.kernels.lanes))
+    cdef rc_gemm job = product_job(p.kernels, shape, packed, NULL, accumulate, is_padded, a, c, rows)
+    job.panel_begin, job.panel_end = part.unit_begin // 4, min((part.unit_end + 3) // 4, job.panel_end)
     p.kernels.gemm(&job)
 
 
@@ -247,12 +243,10 @@ cdef void weight_gradient(const BackPass *p, char *dz, char *dw, const Segment *
                           ptrdiff_t rows, int rank, int size) noexcept nogil:
     """dw[segment.row : + count] += dz[:, segment.column : + count]^T x, this thread taking a part of the gates."""
     cdef size_t itemsize = p.kernels.itemsize
-    cdef rc_outer job
-    job.a = rows_at(dz + segment.column * itemsize, p.dz_row)
-    job.x, job.rows, job.n = x, rows, columns
-    job.c, job.c_stride = dw + segment.row * columns * itemsize, columns
-    share(segment.count, rank, size, &job.m_begin, &job.m_end)
-    p.kernels.outer(&job)
+    cdef ptrdiff_t begin, end
+    share(segment.count, rank, size, &begin, &end)
+    add_outer(p.kernels, rows_at(dz + segment.column * itemsize, p.dz_row), x, rows, columns,
+              dw + segment.row * columns * itemsize, columns, begin, end)
 
 
 cdef void sum_columns(const BackPass *p, rc_rows dz, const rc_rows *factors, char *db, const Segment *segment,
@@ -318,7 +312,7 @@ cdef void input_gradients(BackPass *p, const Batch *b, Team *team, ptrdiff_t beg
 cdef void recurrent_gradients(BackPass *p, const Batch *b, Team *team, ptrdiff_t begin, ptrdiff_t end, ptrdiff_t rows,
                               void **pointers) noexcept nogil:
     """dR += dz^T h_prev (for GRU_RESET_BEFORE's R_n: r*h_prev), db_hh, and dW_hr."""
-    cdef ptrdiff_t lanes = p.kernels.lanes, t, m, n = 0, units = whole(p.d.units, lanes)
+    cdef ptrdiff_t lanes = p.kernels.lanes, t, m, n = 0, units = whole(p.d.units, lanes), first, last
     cdef size_t itemsize = p.kernels.itemsize
     for t in range(begin, end):
         for m in range(b.active[t]):
@@ -334,13 +328,11 @@ cdef void recurrent_gradients(BackPass *p, const Batch *b, Team *team, ptrdiff_t
         weight_gradient(p, p.dz_hh, p.dr, &p.d.recurrent[1], rows_at(p.resets, units), p.d.out, rows, team.rank,
                         team.size)
         sum_columns(p, dz, NULL, p.db_hh, &p.d.recurrent[1], rows, team.rank, team.size)
-    cdef rc_outer job
     if p.d.projection and p.dp != NULL:
-        job.a = rows_at(p.douts, whole(p.d.out, lanes))
-        job.x = from_row(p.saved_hidden, units, b.first[begin], itemsize)
-        job.rows, job.n, job.c, job.c_stride = rows, p.d.units, p.dp, p.d.units
-        share(p.d.out, team.rank, team.size, &job.m_begin, &job.m_end)
-        p.kernels.outer(&job)
+        share(p.d.out, team.rank, team.size, &first, &last)
+        add_outer(p.kernels, rows_at(p.douts, whole(p.d.out, lanes)),
+                  from_row(p.saved_hidden, units, b.first[begin], itemsize), rows, p.d.units, p.dp, p.d.units, first,
+                  last)
 
 
 cdef void reset_states(BackPass *p, const Batch *b, Team *team, ptrdiff_t begin, ptrdiff_t end) noexcept nogil:

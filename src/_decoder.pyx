@@ -9,8 +9,8 @@ from libc.string cimport memcpy, memset
 cimport numpy as cnp
 
 from rnn_core._kernels cimport *
-from rnn_core._plan cimport FEW_ROWS, Block, Direction, Weights, block, gate_rows, multiply, padded, project, rows_at, \
-    rows_by, whole
+from rnn_core._plan cimport FEW_ROWS, Block, Direction, Weights, add_outer, block, gate_rows, multiply, padded, \
+    project, rows_at, rows_by, shape_of, whole
 from rnn_core._rows cimport *
 from rnn_core._runtime cimport kernels_f32, kernels_f64
 
@@ -56,7 +56,7 @@ cdef class Plan:
 
     cdef int product(self, Product *p, weight, bias) except -1:
         cdef size_t itemsize = self.net.kernels.itemsize, row
-        p.shape.units, p.shape.k, p.shape.gates = weight.shape[0], weight.shape[1], 1
+        p.shape = shape_of(weight.shape[1], weight.shape[0], 1)
         row = padded(rc_row_size(&p.shape, self.net.kernels.lanes), itemsize)
         cdef Block b = block(padded(rc_packed_size(&p.shape, self.net.kernels.lanes), itemsize) + row)
         p.packed = b.take(rc_packed_size(&p.shape, self.net.kernels.lanes) * itemsize)
@@ -69,7 +69,7 @@ cdef class Plan:
 
 cdef void apply(const rc_kernels *k, const Product *p, rc_rows a, rc_rows c, Py_ssize_t n) noexcept nogil:
     """c <- a W^T + b of n rows."""
-    multiply(k, &p.shape, p.packed, p.bias, False, a, c, n)
+    multiply(k, &p.shape, p.packed, p.bias, False, False, a, c, n)
 
 
 # ---- memory -----------------------------------------------------------------------------------------------------
@@ -212,8 +212,7 @@ cdef void run_layers(const Net *plan, Steps *s, Py_ssize_t n, const int32_t *par
 
 
 cdef void pack_keys(const Net *plan, const char *keys, Py_ssize_t length, char *packed) noexcept nogil:
-    cdef rc_shape shape
-    shape.k, shape.units, shape.gates = plan.hidden, length, 1
+    cdef rc_shape shape = shape_of(plan.hidden, length, 1)
     plan.kernels.pack(&shape, keys, plan.hidden, 1, packed)
 
 
@@ -222,23 +221,20 @@ cdef void look(const Net *plan, Steps *s, const Source *source, Py_ssize_t begin
     """Attention weights (n, S) and contexts of rows [begin, begin + n), all of one sentence."""
     cdef Py_ssize_t itemsize = plan.kernels.itemsize, stride = plan.width + plan.hidden, i
     cdef char *joined = s.joined + begin * stride * itemsize
-    cdef rc_shape keys
-    cdef rc_outer o
+    cdef rc_shape keys = shape_of(plan.hidden, source.length, 1)
     if plan.kind == 2:
         for i in range(n):
             rc_additive(plan.kernels, s.queries + (begin + i) * plan.hidden * itemsize, source.keys, plan.v,
                         source.length, plan.hidden, s.work, weights + i * source.length * itemsize)
     else:
-        keys.k, keys.units, keys.gates = plan.hidden, source.length, 1
-        multiply(plan.kernels, &keys, source.packed, NULL, False, rows_at(joined + plan.width * itemsize, stride),
-                 rows_at(weights, source.length), n)
+        multiply(plan.kernels, &keys, source.packed, NULL, False, False,
+                 rows_at(joined + plan.width * itemsize, stride), rows_at(weights, source.length), n)
     rc_softmax(plan.kernels, weights, n, source.length)
     rc_transpose(plan.kernels, weights, n, source.length, s.turned)
     for i in range(n):
         memset(joined + i * stride * itemsize, 0, plan.width * itemsize)
-    o.a, o.x, o.c, o.c_stride = rows_at(s.turned, n), rows_at(source.memory, plan.width), joined, stride
-    o.rows, o.n, o.m_begin, o.m_end = source.length, plan.width, 0, n
-    plan.kernels.outer(&o)
+    add_outer(plan.kernels, rows_at(s.turned, n), rows_at(source.memory, plan.width), source.length, plan.width, joined,
+              stride, 0, n)
 
 
 cdef void combine_rows(const Net *plan, Steps *s, Py_ssize_t n) noexcept nogil:

@@ -9,8 +9,8 @@ from libc.string cimport memcpy
 
 from rnn_core._kernels cimport *
 from rnn_core._norms cimport normalise, normalise_cell
-from rnn_core._plan cimport FEW_ROWS, LN_HH, LN_IH, Batch, Team, View, interrupted, meet, rows_at, rows_by, \
-    share, share_rows, token, whole
+from rnn_core._plan cimport FEW_ROWS, LN_HH, LN_IH, Batch, Team, View, interrupted, meet, product_job, \
+    rows_at, rows_by, share, share_rows, token, whole
 from rnn_core._variants cimport copy_rows, is_view, mix_rows, multiply_rows
 
 
@@ -41,6 +41,7 @@ cdef void project_inputs(Pass *p, const Batch *b, const Part *part, ptrdiff_t be
     gate rows are there already: `pointers` gets them."""
     cdef ptrdiff_t t, m, n = 0, row = rc_row_size(&p.d.w, p.kernels.lanes) * <ptrdiff_t>p.kernels.itemsize
     cdef rc_gemm job
+    cdef rc_rows to = rows_at(gates, rc_row_size(&p.d.w, p.kernels.lanes))
     for t in range(begin, end):
         for m in range(part.row_begin, part.row_begin + running(b, part, t)):
             pointers[n] = token(&p.x, b, t, m)
@@ -49,11 +50,7 @@ cdef void project_inputs(Pass *p, const Batch *b, const Part *part, ptrdiff_t be
             n += 1
     if p.table != NULL:
         return
-    job.shape, job.packed, job.bias = p.d.w, p.d.w_packed, p.d.bias
-    job.accumulate, job.padded, job.backwards = False, True, False
-    job.a = rows_by(pointers)
-    job.c = rows_at(gates, rc_row_size(&p.d.w, p.kernels.lanes))
-    job.row_begin, job.row_end = 0, n
+    job = product_job(p.kernels, &p.d.w, p.d.w_packed, p.d.bias, False, True, rows_by(pointers), to, n)
     job.panel_begin, job.panel_end = part.gates_begin, part.gates_end
     p.kernels.gemm(&job)
     if p.d.normed:
@@ -113,18 +110,16 @@ cdef void step_apart(Pass *p, const Batch *b, const Part *part, rc_step *s, ptrd
     normalise the product."""
     cdef ptrdiff_t out = whole(p.d.out, p.kernels.lanes)
     cdef rc_gemm job
-    cdef rc_rows masked
-    job.a = s.reset if second else s.h_prev
+    cdef rc_rows masked, h = s.reset if second else s.h_prev
+    # but for layer normalisation the bias is in the input projection
+    cdef const void *bias = p.d.bias_rn if second else p.d.bias_hh
     if p.variant.drop != NULL:
         masked = s.reset if second else from_row(p.variant.masked, out, part.row_begin, p.kernels.itemsize)
-        multiply_rows(p.kernels.itemsize, job.a,
-                      from_row(p.variant.drop, out, part.row_begin, p.kernels.itemsize), masked, s.row_end, p.d.out)
-        job.a = masked
-    job.shape, job.packed, job.accumulate, job.padded = s.shape, s.packed, False, True
-    job.bias = p.d.bias_rn if second else p.d.bias_hh  # but for layer normalisation it is in the input projection
-    job.backwards = s.backwards
-    job.c, job.row_begin, job.row_end = s.product, s.row_begin, s.row_end
-    job.panel_begin, job.panel_end = s.panel_begin, s.panel_end
+        multiply_rows(p.kernels.itemsize, h, from_row(p.variant.drop, out, part.row_begin, p.kernels.itemsize), masked,
+                      s.row_end, p.d.out)
+        h = masked
+    job = product_job(p.kernels, &s.shape, s.packed, bias, False, True, h, s.product, s.row_end)
+    job.panel_begin, job.panel_end, job.backwards = s.panel_begin, s.panel_end, s.backwards
     p.kernels.gemm(&job)
     if p.d.normed:
         normalise(p.kernels, p.d, &p.variant.norms, LN_HH, 2 if second else 0, s.shape.gates, s.product, s.product,
@@ -154,12 +149,8 @@ cdef void copy_columns(const Pass *p, const View *to, const Batch *b, ptrdiff_t 
 cdef void project_state(Pass *p, const Batch *b, const Part *part, const rc_step *s, ptrdiff_t t) noexcept nogil:
     """h <- W_hr hidden, and a copy to y."""
     cdef ptrdiff_t lanes = p.kernels.lanes
-    cdef rc_gemm job
-    job.shape, job.packed, job.bias = p.d.p, p.d.p_packed, NULL
-    job.accumulate, job.padded, job.backwards = False, True, False
-    job.a = s.h_next
-    job.c = rows_at(other_state(p, part, s), whole(p.d.out, lanes))
-    job.row_begin, job.row_end = 0, s.row_end
+    cdef rc_gemm job = product_job(p.kernels, &p.d.p, p.d.p_packed, NULL, False, True, s.h_next,
+                                   rows_at(other_state(p, part, s), whole(p.d.out, lanes)), s.row_end)
     job.panel_begin, job.panel_end = part.out_begin, part.out_end
     p.kernels.gemm(&job)
     copy_columns(p, &p.y, b, t, part.row_begin, job.c, s.row_end, part.out_begin * 4 * lanes,

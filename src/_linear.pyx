@@ -11,6 +11,7 @@ cimport numpy as cnp
 from rnn_core._dense cimport data, launch, least, share
 from rnn_core._kernels cimport *
 from rnn_core._parameters cimport Buffer
+from rnn_core._plan cimport add_outer, product_job, rows_at, shape_of
 from rnn_core._runtime cimport kernels_f32, raise_pending, tick
 
 cnp.import_array()
@@ -27,12 +28,6 @@ cdef double GEMM_NS = 1 / 90.0   # ns a floating-point operation, one thread
 
 cdef inline const rc_kernels *kernels() noexcept nogil:
     return kernels_f32()
-
-
-cdef inline rc_rows rows_of(const void *base, Py_ssize_t stride) noexcept nogil:
-    cdef rc_rows rows
-    rows.base, rows.stride, rows.ptr = <void *> base, stride, NULL
-    return rows
 
 
 # ---- packed weights ---------------------------------------------------------------------------------------------
@@ -64,7 +59,7 @@ cdef class Packed:
     cdef int users          # calls that read it now, without the GIL
 
     def __cinit__(self, Py_ssize_t k, Py_ssize_t units):
-        self.shape.k, self.shape.units, self.shape.gates, self.version = k, units, 1, -1
+        self.shape, self.version = shape_of(k, units, 1), -1
         cdef size_t size = rc_packed_size(&self.shape, kernels().lanes) * sizeof(float)
         if posix_memalign(<void **> &self.memory, 64, size + 64):
             self.memory = NULL
@@ -98,13 +93,12 @@ cdef struct Product:
 cdef void product_task(void *ctx, int rank, int size) noexcept nogil:
     cdef Product *p = <Product *> ctx
     cdef rc_gemm job = p.job
-    cdef Py_ssize_t row, begin, end, panels = rc_panels(&job.shape, kernels().lanes)
+    cdef Py_ssize_t row, begin, end, panels = job.panel_end
     cdef double next = 0
     if job.c.base == NULL:
         return
     if p.rows > FEW_ROWS * size:
         begin, end = share(p.rows, TILE, rank, size), share(p.rows, TILE, rank + 1, size)
-        job.panel_begin, job.panel_end = 0, panels
     else:
         begin, end = 0, p.rows
         job.panel_begin, job.panel_end = share(panels, 1, rank, size), share(panels, 1, rank + 1, size)
@@ -120,17 +114,16 @@ cdef void product_task(void *ctx, int rank, int size) noexcept nogil:
 cdef void gradient_task(void *ctx, int rank, int size) noexcept nogil:
     """dW += dy^T x and db += column sums of dy, in blocks of rows, each thread for its own outputs; then dx."""
     cdef Product *p = <Product *> ctx
-    cdef rc_outer job
-    cdef Py_ssize_t row = 0
+    cdef Py_ssize_t row = 0, n
+    cdef Py_ssize_t begin = share(p.outputs, TILE, rank, size), end = share(p.outputs, TILE, rank + 1, size)
+    cdef rc_rows dy, x
     cdef double next = 0
-    job.c, job.c_stride, job.n = p.dw, p.inputs, p.inputs
-    job.m_begin, job.m_end = share(p.outputs, TILE, rank, size), share(p.outputs, TILE, rank + 1, size)
     while row < p.rows and not p.stop:
-        job.rows = least(SUM_BLOCK, p.rows - row)
-        job.a, job.x = rows_of(p.dy + row * p.outputs, p.outputs), rows_of(p.x + row * p.inputs, p.inputs)
-        kernels().outer(&job)
+        n = least(SUM_BLOCK, p.rows - row)
+        dy, x = rows_at(p.dy + row * p.outputs, p.outputs), rows_at(p.x + row * p.inputs, p.inputs)
+        add_outer(kernels(), dy, x, n, p.inputs, p.dw, p.inputs, begin, end)
         if p.db != NULL:
-            kernels().column_sums(&job.a, NULL, job.rows, p.db, job.m_begin, job.m_end)
+            kernels().column_sums(&dy, NULL, n, p.db, begin, end)
         row += SUM_BLOCK
         if rank == 0 and tick(&next):
             p.stop = 1
@@ -152,7 +145,7 @@ cdef class Plan:
         cdef rc_shape row
         self.weight, self.bias = weight, bias
         self.outputs, self.inputs = weight.shape
-        row.k, row.units, row.gates = 1, self.outputs, 1
+        row = shape_of(1, self.outputs, 1)
         self.bias_size = rc_row_size(&row, kernels().lanes)
 
     cdef Packed _ready(self, Packed packed, bint forward):
@@ -169,12 +162,11 @@ cdef class Plan:
         cdef Product p
         cdef Packed packed = self._ready(self.ahead, True)
         self.ahead = packed
-        p.job.shape, p.job.packed, p.job.bias = packed.shape, packed.memory, NULL
-        p.job.accumulate, p.job.padded, p.job.backwards, p.rows, p.stop = 0, 0, 0, x.shape[0], 0
-        p.job.a, p.job.c = rows_of(data(x), self.inputs), rows_of(data(y), self.outputs)
+        p.rows, p.stop = x.shape[0], 0
         if self.bias is not None:
             kernels().pack_bias(&packed.shape, self.bias.data, NULL, data(bias_row))
-            p.job.bias = data(bias_row)
+        p.job = product_job(kernels(), &packed.shape, packed.memory, data(bias_row), False, False,
+                            rows_at(data(x), self.inputs), rows_at(data(y), self.outputs), p.rows)
         launch(product_task, &p, 2.0 * p.rows * self.inputs * self.outputs * GEMM_NS, True)
         packed.users -= 1
         if p.stop:
@@ -186,13 +178,12 @@ cdef class Plan:
         cdef Packed packed = None
         cdef double flops = 2.0 * x.shape[0] * self.inputs * self.outputs
         p.x, p.dy, p.dw, p.db = <float *> data(x), <float *> data(dy), <float *> data(dw), <float *> data(db)
-        p.inputs, p.outputs, p.rows, p.stop, p.job.c = self.inputs, self.outputs, x.shape[0], 0, rows_of(NULL, 0)
+        p.inputs, p.outputs, p.rows, p.stop, p.job.c = self.inputs, self.outputs, x.shape[0], 0, rows_at(NULL, 0)
         if dx is not None:
             packed = self._ready(self.back, False)
             self.back = packed
-            p.job.shape, p.job.packed, p.job.bias, p.job.accumulate = packed.shape, packed.memory, NULL, 0
-            p.job.backwards = 0
-            p.job.padded, p.job.a, p.job.c = 0, rows_of(p.dy, self.outputs), rows_of(data(dx), self.inputs)
+            p.job = product_job(kernels(), &packed.shape, packed.memory, NULL, False, False,
+                                rows_at(p.dy, self.outputs), rows_at(data(dx), self.inputs), p.rows)
             flops *= 2
         launch(gradient_task, &p, flops * GEMM_NS, True)
         if packed is not None:

@@ -109,12 +109,6 @@ cdef void share_rows(const Batch *b, const Team *team, ptrdiff_t *begin, ptrdiff
 # ----------------------------------------------------------------------------------------------------------- weights
 
 
-cdef rc_shape shape_of(ptrdiff_t k, ptrdiff_t units, int gates) noexcept nogil:
-    cdef rc_shape s
-    s.k, s.units, s.gates = k, units, gates
-    return s
-
-
 cdef void set_segments(Direction *d) noexcept nogil:
     """The layout of a dz row (kernels.h, rc_step_back) and whose gradients its columns are."""
     cdef ptrdiff_t h = d.units
@@ -283,24 +277,29 @@ cdef Weights pack(const rc_kernels *kernels, int cell, list sizes, list arrays):
     return weights
 
 
-cdef void multiply(const rc_kernels *kernels, const rc_shape *shape, const void *packed, const void *bias, bint padded,
-                   rc_rows a, rc_rows c, ptrdiff_t n) noexcept nogil:
-    cdef rc_gemm g
-    g.shape, g.packed, g.bias, g.accumulate, g.padded = shape[0], packed, bias, False, padded
-    g.a, g.c, g.row_begin, g.row_end, g.panel_begin = a, c, 0, n, 0
-    g.panel_end, g.backwards = rc_panels(shape, kernels.lanes), False
-    kernels.gemm(&g)
+cdef void multiply(const rc_kernels *kernels, const rc_shape *shape, const void *packed, const void *bias,
+                   bint accumulate, bint padded, rc_rows a, rc_rows c, ptrdiff_t n) noexcept nogil:
+    cdef rc_gemm job = product_job(kernels, shape, packed, bias, accumulate, padded, a, c, n)
+    kernels.gemm(&job)
+
+
+cdef void add_outer(const rc_kernels *kernels, rc_rows a, rc_rows x, ptrdiff_t rows, ptrdiff_t n, void *c,
+                    ptrdiff_t c_stride, ptrdiff_t begin, ptrdiff_t end) noexcept nogil:
+    cdef rc_outer job
+    job.a, job.x, job.rows, job.n, job.c, job.c_stride = a, x, rows, n, c, c_stride
+    job.m_begin, job.m_end = begin, end
+    kernels.outer(&job)
 
 
 cdef void project(const rc_kernels *kernels, const Direction *d, rc_rows a, rc_rows c, ptrdiff_t n) noexcept nogil:
-    multiply(kernels, &d.w, d.w_packed, d.bias, True, a, c, n)
+    multiply(kernels, &d.w, d.w_packed, d.bias, False, True, a, c, n)
 
 
 cdef Block gate_rows(const rc_kernels *kernels, const Direction *d, const void *embedding, ptrdiff_t tokens):
     cdef ptrdiff_t row = rc_row_size(&d.w, kernels.lanes)
     cdef Block b = block(padded(row * tokens, kernels.itemsize))
     cdef unsigned control = fp_begin() if kernels.itemsize == 4 else 0
-    project(kernels, d, rows_at(<void *>embedding, d.inputs), rows_at(b.data, row), tokens)
+    project(kernels, d, rows_at(embedding, d.inputs), rows_at(b.data, row), tokens)
     if kernels.itemsize == 4:
         fp_end(control)
     return b
