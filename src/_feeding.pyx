@@ -13,9 +13,11 @@ cimport numpy as cnp
 from rnn_core._dense cimport least, share
 from rnn_core._decoder cimport MOST_LAYERS, Net, Plan
 from rnn_core._kernels cimport *
-from rnn_core._plan cimport Block, Direction, Weights, block, padded, rows_at, rows_by, whole
+from rnn_core._plan cimport Block, Direction, Weights, add_outer, block, multiply, padded, project, rows_at, rows_by, \
+    shape_of, whole
 from rnn_core._rows cimport *
 from rnn_core._runtime cimport fp_begin, fp_end, kernels_f32, num_threads, raise_pending, run, tick
+from rnn_core._variants cimport add_rows, copy_rows, multiply_rows
 
 cnp.import_array()
 
@@ -78,15 +80,6 @@ cdef struct Feed:
     int stop
 
 
-cdef void gemm(const rc_kernels *k, const rc_shape *shape, const void *packed, const void *bias, bint accumulate,
-               bint whole_rows, rc_rows a, rc_rows c, Py_ssize_t n) noexcept nogil:
-    cdef rc_gemm g
-    g.shape, g.packed, g.bias = shape[0], packed, bias
-    g.accumulate, g.padded, g.backwards = accumulate, whole_rows, False
-    g.a, g.c, g.row_begin, g.row_end, g.panel_begin, g.panel_end = a, c, 0, n, 0, rc_panels(shape, k.lanes)
-    k.gemm(&g)
-
-
 cdef inline rc_rows at(char *base, Py_ssize_t row, Py_ssize_t stride, const Feed *f) noexcept nogil:
     return rows_at(base + row * stride * <Py_ssize_t>f.net.kernels.itemsize, stride)
 
@@ -97,19 +90,6 @@ cdef inline Py_ssize_t padded_units(const Feed *f) noexcept nogil:
 
 cdef inline Py_ssize_t running(const Feed *f, Py_ssize_t t, Py_ssize_t begin, Py_ssize_t end) noexcept nogil:
     return least(f.active[t], end) - begin if f.active[t] > begin else 0
-
-
-cdef void multiply_rows(const Feed *f, const char *a, Py_ssize_t a_stride, const char *b, char *to, Py_ssize_t rows,
-                        Py_ssize_t n) noexcept nogil:
-    """to (rows, n) = a * b; b NULL: a."""
-    cdef Py_ssize_t i, j, size = f.net.kernels.itemsize
-    for i in range(rows):
-        if b == NULL:
-            memcpy(to + i * n * size, a + i * a_stride * size, n * size)
-            continue
-        for j in range(n):
-            rc_set(f.net.kernels, to, i * n + j, rc_get(f.net.kernels, a, i * a_stride + j)
-                   * rc_get(f.net.kernels, b, i * n + j))
 
 
 cdef rc_rows states_before(const Feed *f, const Layer *l, Py_ssize_t t, Py_ssize_t row) noexcept nogil:
@@ -124,11 +104,12 @@ cdef rc_rows states_before(const Feed *f, const Layer *l, Py_ssize_t t, Py_ssize
 cdef void step_layer(const Feed *f, int layer, Py_ssize_t t, Py_ssize_t row, Py_ssize_t n) noexcept nogil:
     cdef const Layer *l = &f.layers[layer]
     cdef Py_ssize_t base = f.first[t] + row, units = padded_units(f), lanes = f.net.kernels.lanes
-    cdef Py_ssize_t size = f.net.kernels.itemsize
+    cdef Py_ssize_t hidden = f.net.hidden
+    cdef rc_rows x
     cdef rc_step s
     memset(&s, 0, sizeof(rc_step))
     s.gates = at(f.gates, row, rc_row_size(&l.d.w, lanes), f)
-    gemm(f.net.cells, &l.d.w, l.d.w_packed, l.d.bias, False, True, at(l.x, base, l.d.inputs, f), s.gates, n)
+    project(f.net.cells, l.d, at(l.x, base, l.d.inputs, f), s.gates, n)
     s.cell, s.shape, s.chains, s.packed, s.bias = l.d.cell, l.d.r, l.d.chains, l.d.r_packed, l.d.bias_n
     s.h_prev, s.h_next = states_before(f, l, t, row), at(l.h, base, units, f)
     s.c = at(l.c, row, units, f)
@@ -139,10 +120,13 @@ cdef void step_layer(const Feed *f, int layer, Py_ssize_t t, Py_ssize_t row, Py_
         s.product = at(f.product, row, rc_row_size(&l.d.w, lanes), f)
     s.row_end, s.panel_end = n, rc_panels(&l.d.r, lanes)
     f.net.cells.step(&s)
-    if layer + 1 < f.net.layers:
-        multiply_rows(f, l.h + base * units * size, units,
-                      NULL if l.mask == NULL else l.mask + base * f.net.hidden * size,
-                      f.layers[layer + 1].x + base * f.net.hidden * size, n, f.net.hidden)
+    if layer + 1 == f.net.layers:
+        return
+    x = at(f.layers[layer + 1].x, base, hidden, f)
+    if l.mask == NULL:
+        copy_rows(f.net.kernels.itemsize, s.h_next, x, n, hidden)
+    else:
+        multiply_rows(f.net.kernels.itemsize, s.h_next, at(l.mask, base, hidden, f), x, n, hidden)
 
 
 cdef void look_one(const Feed *f, Py_ssize_t m, Py_ssize_t t, int rank) noexcept nogil:
@@ -152,20 +136,17 @@ cdef void look_one(const Feed *f, Py_ssize_t m, Py_ssize_t t, int rank) noexcept
     cdef Py_ssize_t size = net.kernels.itemsize, token = f.first[t] + m, stride = net.width + net.hidden
     cdef char *weights = s.weights + t * s.sources * size
     cdef char *context = f.joined + token * stride * size
-    cdef rc_shape shape
-    cdef rc_outer o
+    cdef rc_shape shape = shape_of(net.hidden, s.sources, 1)
     if net.kind == 2:
         rc_additive(net.kernels, f.queries + token * net.hidden * size, s.keys, net.v, s.sources, net.hidden,
                     f.work + rank * f.sources * net.hidden * size, weights)
     else:
-        shape.k, shape.units, shape.gates = net.hidden, s.sources, 1
-        gemm(net.kernels, &shape, s.packed_keys, NULL, False, False, rows_at(context + net.width * size, stride),
-             rows_at(weights, s.sources), 1)
+        multiply(net.kernels, &shape, s.packed_keys, NULL, False, False, rows_at(context + net.width * size, stride),
+                 rows_at(weights, s.sources), 1)
     rc_softmax(net.kernels, weights, 1, s.sources)
     memset(context, 0, net.width * size)
-    o.a, o.x, o.c, o.c_stride = rows_at(weights, 1), rows_at(s.memory, net.width), context, stride
-    o.rows, o.n, o.m_begin, o.m_end = s.sources, net.width, 0, 1
-    net.kernels.outer(&o)
+    add_outer(net.kernels, rows_at(weights, 1), rows_at(s.memory, net.width), s.sources, net.width, context, stride, 0,
+              1)
 
 
 cdef void forward_step(const Feed *f, Py_ssize_t t, Py_ssize_t row, Py_ssize_t n, int rank) noexcept nogil:
@@ -187,12 +168,12 @@ cdef void forward_step(const Feed *f, Py_ssize_t t, Py_ssize_t row, Py_ssize_t n
         memcpy(f.joined + ((base + i) * stride + net.width) * size, top.h + (base + i) * units * size,
                net.hidden * size)
     if net.kind == 2:
-        gemm(net.kernels, &net.query.shape, net.query.packed, net.query.bias, False, False,
-             rows_at(f.joined + (base * stride + net.width) * size, stride), at(f.queries, base, net.hidden, f), n)
+        multiply(net.kernels, &net.query.shape, net.query.packed, net.query.bias, False, False,
+                 rows_at(f.joined + (base * stride + net.width) * size, stride), at(f.queries, base, net.hidden, f), n)
     for i in range(n):
         look_one(f, row + i, t, rank)
-    gemm(net.kernels, &net.combine.shape, net.combine.packed, net.combine.bias, False, False,
-         at(f.joined, base, stride, f), at(f.result, base, net.size, f), n)
+    multiply(net.kernels, &net.combine.shape, net.combine.packed, net.combine.bias, False, False,
+             at(f.joined, base, stride, f), at(f.result, base, net.size, f), n)
     fed = f.result + base * net.size * size
     net.kernels.activate(RC_TANH, fed, fed, n * net.size)
 
@@ -204,7 +185,7 @@ cdef void forward_task(void *context, int rank, int size) noexcept nogil:
     cdef double next = 0
     for m in range(begin, end):
         if f.net.kind == 1:
-            shape.k, shape.units, shape.gates = f.net.hidden, f.sentences[m].sources, 1
+            shape = shape_of(f.net.hidden, f.sentences[m].sources, 1)
             f.net.kernels.pack(&shape, f.sentences[m].keys, f.net.hidden, 1, f.sentences[m].packed_keys)
     while t < f.steps and not f.stop:
         n = running(f, t, begin, end)
@@ -226,19 +207,16 @@ cdef void look_back(const Feed *f, Py_ssize_t m, Py_ssize_t t, int rank) noexcep
     cdef Py_ssize_t size = net.kernels.itemsize, token = f.first[t] + m, stride = net.width + net.hidden
     cdef char *ds = s.ds + t * s.sources * size
     cdef char *d = f.djoined + token * stride * size
-    cdef rc_shape shape
-    cdef rc_outer o
-    shape.k, shape.units, shape.gates = net.width, s.sources, 1
-    gemm(net.kernels, &shape, s.packed_memory, NULL, False, False, rows_at(d, stride), rows_at(ds, s.sources), 1)
+    cdef rc_shape shape = shape_of(net.width, s.sources, 1)
+    multiply(net.kernels, &shape, s.packed_memory, NULL, False, False, rows_at(d, stride), rows_at(ds, s.sources), 1)
     rc_softmax_back(net.kernels, s.weights + t * s.sources * size, ds, 1, s.sources)
     if net.kind == 2:
         rc_additive_back(net.kernels, f.queries + token * net.hidden * size, s.keys, net.v, ds, s.sources, net.hidden,
                          f.work + rank * f.sources * net.hidden * size, f.dqueries + token * net.hidden * size,
                          s.dkeys, s.dv)
         return
-    o.a, o.x, o.c, o.c_stride = rows_at(ds, 1), rows_at(s.keys, net.hidden), d + net.width * size, stride
-    o.rows, o.n, o.m_begin, o.m_end = s.sources, net.hidden, 0, 1
-    net.kernels.outer(&o)
+    add_outer(net.kernels, rows_at(ds, 1), rows_at(s.keys, net.hidden), s.sources, net.hidden, d + net.width * size,
+              stride, 0, 1)
 
 
 cdef void step_layer_back(const Feed *f, int layer, Py_ssize_t t, Py_ssize_t row, Py_ssize_t n) noexcept nogil:
@@ -258,33 +236,30 @@ cdef void step_layer_back(const Feed *f, int layer, Py_ssize_t t, Py_ssize_t row
     s.dh, s.dc, s.dz = at(l.dh, row, units, f), at(l.dc, row, units, f), at(l.dz, base, l.d.dz, f)
     s.row_end, s.unit_end = n, rc_vectors(h, f.net.kernels.lanes)
     f.net.cells.step_back(&s)
-    gemm(f.net.cells, &l.d.rt, l.d.rt_packed, NULL, True, True,
-         rows_at(<char *>s.dz.base + l.d.recurrent[0].column * size, l.d.dz), s.dh, n)
+    multiply(f.net.cells, &l.d.rt, l.d.rt_packed, NULL, True, True,
+             rows_at(<char *>s.dz.base + l.d.recurrent[0].column * size, l.d.dz), s.dh, n)
     dx = at(f.dinputs, base, l.d.inputs, f) if layer == 0 else at(f.layers[layer - 1].dy, row, h, f)
-    gemm(f.net.cells, &l.d.wt, l.d.wt_packed, NULL, False, False, s.dz, dx, n)
+    multiply(f.net.cells, &l.d.wt, l.d.wt_packed, NULL, False, False, s.dz, dx, n)
     if layer and f.layers[layer - 1].mask != NULL:
-        multiply_rows(f, <char *>dx.base, h, f.layers[layer - 1].mask + base * h * size, <char *>dx.base, n, h)
+        multiply_rows(size, dx, at(f.layers[layer - 1].mask, base, h, f), dx, n, h)
 
 
 cdef void backward_step(const Feed *f, Py_ssize_t t, Py_ssize_t row, Py_ssize_t n, int rank) noexcept nogil:
     cdef const Net *net = f.net
-    cdef Py_ssize_t size = net.kernels.itemsize, base = f.first[t] + row, i, j, stride = net.width + net.hidden
-    cdef Py_ssize_t x = f.embedding + net.size, later
+    cdef Py_ssize_t size = net.kernels.itemsize, base = f.first[t] + row, i, stride = net.width + net.hidden
+    cdef Py_ssize_t x = f.embedding + net.size
     cdef int layer
-    for i in range(running(f, t + 1, row, row + n) if t + 1 < f.steps else 0):
-        later = f.first[t + 1] + row + i
-        for j in range(net.size):
-            rc_set(net.kernels, f.dresult, (base + i) * net.size + j,
-                   rc_get(net.kernels, f.dresult, (base + i) * net.size + j)
-                   + rc_get(net.kernels, f.dinputs, later * x + f.embedding + j))
+    if t + 1 < f.steps:                # what is fed to the next step
+        add_rows(size, rows_at(f.dinputs + ((f.first[t + 1] + row) * x + f.embedding) * size, x),
+                 at(f.dresult, base, net.size, f), running(f, t + 1, row, row + n), net.size)
     rc_tanh_back(net.kernels, f.result + base * net.size * size, f.dresult + base * net.size * size, n * net.size)
-    gemm(net.kernels, &f.combine_shape, f.combine_back, NULL, False, False, at(f.dresult, base, net.size, f),
-         at(f.djoined, base, stride, f), n)
+    multiply(net.kernels, &f.combine_shape, f.combine_back, NULL, False, False, at(f.dresult, base, net.size, f),
+             at(f.djoined, base, stride, f), n)
     for i in range(n):
         look_back(f, row + i, t, rank)
     if net.kind == 2:
-        gemm(net.kernels, &f.query_shape, f.query_back, NULL, True, False, at(f.dqueries, base, net.hidden, f),
-             rows_at(f.djoined + (base * stride + net.width) * size, stride), n)
+        multiply(net.kernels, &f.query_shape, f.query_back, NULL, True, False, at(f.dqueries, base, net.hidden, f),
+                 rows_at(f.djoined + (base * stride + net.width) * size, stride), n)
     for layer in range(net.layers - 1, -1, -1):
         step_layer_back(f, layer, t, row, n)
 
@@ -295,17 +270,15 @@ cdef void sentence_back(const Feed *f, Py_ssize_t m) noexcept nogil:
     cdef const Sentence *s = &f.sentences[m]
     cdef Py_ssize_t size = net.kernels.itemsize, stride = (net.width + net.hidden) * size, t
     cdef void **pointers = f.pointers + m * f.steps
-    cdef rc_outer o
     for t in range(s.steps):
         pointers[t] = f.djoined + (f.first[t] + m) * stride
-    o.a, o.x, o.c, o.c_stride = rows_at(s.weights, s.sources), rows_by(pointers), s.dmemory, net.width
-    o.rows, o.n, o.m_begin, o.m_end = s.steps, net.width, 0, s.sources
-    net.kernels.outer(&o)
+    add_outer(net.kernels, rows_at(s.weights, s.sources), rows_by(pointers), s.steps, net.width, s.dmemory, net.width,
+              0, s.sources)
     if net.kind == 1:
         for t in range(s.steps):
             pointers[t] = f.joined + (f.first[t] + m) * stride + net.width * size
-        o.a, o.c, o.c_stride, o.n = rows_at(s.ds, s.sources), s.dkeys, net.hidden, net.hidden
-        net.kernels.outer(&o)
+        add_outer(net.kernels, rows_at(s.ds, s.sources), rows_by(pointers), s.steps, net.hidden, s.dkeys, net.hidden,
+                  0, s.sources)
 
 
 cdef void backward_task(void *context, int rank, int size) noexcept nogil:
@@ -314,7 +287,7 @@ cdef void backward_task(void *context, int rank, int size) noexcept nogil:
     cdef rc_shape shape
     cdef double next = 0
     for m in range(begin, end):
-        shape.k, shape.units, shape.gates = f.net.width, f.sentences[m].sources, 1
+        shape = shape_of(f.net.width, f.sentences[m].sources, 1)
         f.net.kernels.pack(&shape, f.sentences[m].memory, f.net.width, 1, f.sentences[m].packed_memory)
     while t >= 0 and not f.stop:
         n = running(f, t, begin, end)
@@ -349,13 +322,11 @@ cdef void weights_task(void *context, int rank, int size) noexcept nogil:
 cdef void add_gradient(const Feed *f, const Layer *l, Py_ssize_t column, Py_ssize_t row, Py_ssize_t count, char *dw,
                        char *db, rc_rows x, Py_ssize_t columns, Py_ssize_t begin, Py_ssize_t n, int rank,
                        int size) noexcept nogil:
-    cdef Py_ssize_t itemsize = f.net.kernels.itemsize
-    cdef rc_outer o
-    o.a = rows_at(l.dz + (begin * l.d.dz + column) * itemsize, l.d.dz)
-    o.x, o.c, o.c_stride, o.rows, o.n = x, dw + row * columns * itemsize, columns, n, columns
-    o.m_begin, o.m_end = count * rank // size, count * (rank + 1) // size
-    f.net.cells.outer(&o)
-    f.net.kernels.column_sums(&o.a, NULL, n, db + row * itemsize, o.m_begin, o.m_end)
+    cdef Py_ssize_t itemsize = f.net.kernels.itemsize, first = share(count, 1, rank, size)
+    cdef Py_ssize_t last = share(count, 1, rank + 1, size)
+    cdef rc_rows dz = rows_at(l.dz + (begin * l.d.dz + column) * itemsize, l.d.dz)
+    add_outer(f.net.cells, dz, x, n, columns, dw + row * columns * itemsize, columns, first, last)
+    f.net.kernels.column_sums(&dz, NULL, n, db + row * itemsize, first, last)
 
 
 # ---- from Python ------------------------------------------------------------------------------------------------
@@ -444,8 +415,8 @@ cdef class Loop:
         cdef const int64_t[::1] places = self.kept[1]["weight_begins"]
         cdef Layer *l
         self.weights.need_backward()
-        f.combine_shape.k, f.combine_shape.units, f.combine_shape.gates = net.size, net.width + net.hidden, 1
-        f.query_shape.k, f.query_shape.units, f.query_shape.gates = net.hidden, net.hidden, 1
+        f.combine_shape = shape_of(net.size, net.width + net.hidden, 1)
+        f.query_shape = shape_of(net.hidden, net.hidden, 1)
         cdef Block packed = block(padded(rc_packed_size(&f.combine_shape, net.kernels.lanes), size)
                                   + padded(rc_packed_size(&f.query_shape, net.kernels.lanes), size))
         f.combine_back = packed.take(rc_packed_size(&f.combine_shape, net.kernels.lanes) * size)
