@@ -83,25 +83,15 @@ cdef void add_row(real *to, real *a, const real *b, ptrdiff_t n) noexcept nogil:
         a[j] = 0
 
 
-cdef void add_to(real *to, const real *a, ptrdiff_t n) noexcept nogil:
-    cdef ptrdiff_t j
-    for j in range(n):
-        to[j] += a[j]
-
-
 cdef void add_tokens(const BackPass *p, const Batch *b, const Part *part, const View *of, rc_rows to, ptrdiff_t t,
                      ptrdiff_t n, ptrdiff_t size) noexcept nogil:
-    """to += the tokens of step t, where there are any."""
+    """to (n, size) += the tokens of step t, where there are any. Row by row: the step's pointers are in use."""
+    cdef size_t itemsize = p.kernels.itemsize
     cdef ptrdiff_t m
-    cdef char *row
-    if of.sequence == NULL:
-        return
-    for m in range(n):
-        row = token(of, b, t, part.row_begin + m)
-        if p.kernels.itemsize == 4:
-            add_to[float](<float *>to.base + m * to.stride, <float *>row, size)
-        else:
-            add_to[double](<double *>to.base + m * to.stride, <double *>row, size)
+    if is_view(of):
+        for m in range(n):
+            add_rows(itemsize, rows_at(token(of, b, t, part.row_begin + m), 0),
+                     from_row(<char *>to.base, to.stride, m, itemsize), 1, size)
 
 
 cdef void set_reset(real *to, const real *saved, const real *h, ptrdiff_t units, ptrdiff_t lanes) noexcept nogil:
@@ -134,15 +124,12 @@ cdef void prepare(BackPass *p, const Batch *b, const Part *part, rc_step_back *s
         s.dy = rows_by(pointers + n)
 
 
-cdef void enter_variant(BackPass *p, const Batch *b, const Part *part, rc_step_back *s, ptrdiff_t t, ptrdiff_t n,
-                        void **pointers) noexcept nogil:
-    """dh += dy; zoneout: the gradient of the old state goes past the cell. pointers: n of them are free."""
-    cdef ptrdiff_t lanes = p.kernels.lanes, m
+cdef void enter_variant(BackPass *p, const Batch *b, const Part *part, rc_step_back *s, ptrdiff_t t,
+                        ptrdiff_t n) noexcept nogil:
+    """dh += dy; zoneout: the gradient of the old state goes past the cell."""
+    cdef ptrdiff_t lanes = p.kernels.lanes
     cdef size_t itemsize = p.kernels.itemsize
-    if is_view(&p.dy):
-        for m in range(n):
-            pointers[m] = token(&p.dy, b, t, part.row_begin + m)
-        add_rows(itemsize, rows_by(pointers), s.dh, n, p.d.out)
+    add_tokens(p, b, part, &p.dy, s.dh, t, n, p.d.out)
     if is_view(&p.variant.take_h):
         split_rows(itemsize, &p.variant.take_h, b, t, part.row_begin, s.dh,
                    from_row(p.variant.kept_h, whole(p.d.out, lanes), part.row_begin, itemsize), n, p.d.out)
@@ -207,7 +194,7 @@ cdef bint step_back(BackPass *p, const Batch *b, const Part *part, Team *team, p
     add_tokens(p, b, part, &p.all_dh, dh, t, n, p.d.out)
     add_tokens(p, b, part, &p.all_dc, s.dc, t, n, p.d.units)
     if p.variant != NULL:
-        enter_variant(p, b, part, &s, t, n, pointers + n)
+        enter_variant(p, b, part, &s, t, n)
     if p.d.projection:
         project_back(p, b, part, t, n, local, dh)
         s.dh = from_row(p.dhidden, units, part.row_begin, itemsize)

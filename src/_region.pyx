@@ -3,8 +3,9 @@
 from rnn_core._backward cimport BackPass, backward_pass
 from rnn_core._forward cimport Pass, forward_span
 from rnn_core._kernels cimport *
-from rnn_core._plan cimport Batch, Team, View, meet, rc_stop_asked, rc_stop_init, share, token
+from rnn_core._plan cimport Batch, Team, View, meet, rc_stop_asked, rc_stop_init, rows_at, share, token
 from rnn_core._runtime cimport barrier_init, fp_begin, fp_end, raise_pending, run_prepared
+from rnn_core._variants cimport multiply_rows
 
 cdef enum:
     # Multiply-adds of about 10 microseconds: a shorter call keeps the GIL.
@@ -48,20 +49,13 @@ cdef void start_teams(Call *call, int size) noexcept nogil:
 cdef void apply_mask(const rc_kernels *k, const Batch *b, const View *mask, const View *x, const View *to, ptrdiff_t n,
                      ptrdiff_t begin, ptrdiff_t end, const Team *team) noexcept nogil:
     """to <- mask * x in rows of n elements, for the tokens of steps [begin, end); `to` may be x."""
-    cdef ptrdiff_t t, m, i
-    cdef char *row
-    cdef char *factor
-    cdef char *result
+    cdef ptrdiff_t t, m
     share(end - begin, team.rank, team.size, &t, &m)
     end, begin = begin + m, begin + t
     for t in range(begin, end):
         for m in range(b.active[t]):
-            factor, row, result = token(mask, b, t, m), token(x, b, t, m), token(to, b, t, m)
-            for i in range(n):
-                if k.itemsize == 4:
-                    (<float *>result)[i] = (<float *>factor)[i] * (<float *>row)[i]
-                else:
-                    (<double *>result)[i] = (<double *>factor)[i] * (<double *>row)[i]
+            multiply_rows(k.itemsize, rows_at(token(mask, b, t, m), 0), rows_at(token(x, b, t, m), 0),
+                          rows_at(token(to, b, t, m), 0), 1, n)
 
 
 cdef void forward_task(void *context, int rank, int size) noexcept nogil:

@@ -10,7 +10,7 @@ from libc.string cimport memcpy
 cimport numpy as cnp
 
 from rnn_core._kernels cimport *
-from rnn_core._plan cimport Batch, Block, Direction, View, block, padded, token, whole
+from rnn_core._plan cimport Batch, Block, Direction, View, block, padded, rows_at, token, whole
 from rnn_core._runtime cimport kernels_f32, kernels_f64
 
 cnp.import_array()
@@ -26,7 +26,35 @@ cdef inline void *row_at(rc_rows r, ptrdiff_t i, size_t itemsize) noexcept nogil
     return r.ptr[i] if r.ptr != NULL else <char *>r.base + i * r.stride * <ptrdiff_t>itemsize
 
 
-cdef void multiply_row(const real *x, const real *factor, real *to, ptrdiff_t n) noexcept nogil:
+# What is done with three rows of n elements, in either type; it may write the last two.
+ctypedef void (*float_row)(const float *, float *, float *, ptrdiff_t) noexcept nogil
+ctypedef void (*double_row)(const double *, double *, double *, ptrdiff_t) noexcept nogil
+
+
+cdef inline void on_row(size_t itemsize, void *x, void *y, void *z, ptrdiff_t n, float_row single,
+                        double_row wide) noexcept nogil:
+    if itemsize == 4:
+        single(<float *>x, <float *>y, <float *>z, n)
+    else:
+        wide(<double *>x, <double *>y, <double *>z, n)
+
+
+cdef void on_rows(size_t itemsize, rc_rows x, rc_rows y, rc_rows z, ptrdiff_t count, ptrdiff_t n, float_row single,
+                  double_row wide) noexcept nogil:
+    cdef ptrdiff_t m
+    for m in range(count):
+        on_row(itemsize, row_at(x, m, itemsize), row_at(y, m, itemsize), row_at(z, m, itemsize), n, single, wide)
+
+
+cdef void on_tokens(size_t itemsize, const View *take, const Batch *b, ptrdiff_t t, ptrdiff_t first, rc_rows y,
+                    rc_rows z, ptrdiff_t count, ptrdiff_t n, float_row single, double_row wide) noexcept nogil:
+    """The same, the first of the three rows being a token of step t."""
+    cdef ptrdiff_t m
+    for m in range(count):
+        on_row(itemsize, token(take, b, t, first + m), row_at(y, m, itemsize), row_at(z, m, itemsize), n, single, wide)
+
+
+cdef void multiply_row(const real *x, real *factor, real *to, ptrdiff_t n) noexcept nogil:
     cdef ptrdiff_t j
     for j in range(n):
         to[j] = x[j] * factor[j]
@@ -34,16 +62,10 @@ cdef void multiply_row(const real *x, const real *factor, real *to, ptrdiff_t n)
 
 cdef void multiply_rows(size_t itemsize, rc_rows x, rc_rows factor, rc_rows to,
                         ptrdiff_t count, ptrdiff_t n) noexcept nogil:
-    cdef ptrdiff_t m
-    for m in range(count):
-        if itemsize == 4:
-            multiply_row[float](<float *>row_at(x, m, 4), <float *>row_at(factor, m, 4), <float *>row_at(to, m, 4), n)
-        else:
-            multiply_row[double](<double *>row_at(x, m, 8),
-                                 <double *>row_at(factor, m, 8), <double *>row_at(to, m, 8), n)
+    on_rows(itemsize, x, factor, to, count, n, multiply_row[float], multiply_row[double])
 
 
-cdef void add_product_row(const real *x, const real *factor, real *to, ptrdiff_t n) noexcept nogil:
+cdef void add_product_row(const real *x, real *factor, real *to, ptrdiff_t n) noexcept nogil:
     cdef ptrdiff_t j
     for j in range(n):
         to[j] += x[j] * (factor[j] if factor != NULL else 1)
@@ -51,23 +73,11 @@ cdef void add_product_row(const real *x, const real *factor, real *to, ptrdiff_t
 
 cdef void add_product(size_t itemsize, rc_rows x, rc_rows factor, rc_rows to,
                       ptrdiff_t count, ptrdiff_t n) noexcept nogil:
-    cdef ptrdiff_t m
-    for m in range(count):
-        if itemsize == 4:
-            add_product_row[float](<float *>row_at(x, m, 4),
-                                   <float *>row_at(factor, m, 4), <float *>row_at(to, m, 4), n)
-        else:
-            add_product_row[double](<double *>row_at(x, m, 8),
-                                    <double *>row_at(factor, m, 8), <double *>row_at(to, m, 8), n)
+    on_rows(itemsize, x, factor, to, count, n, add_product_row[float], add_product_row[double])
 
 
 cdef void add_rows(size_t itemsize, rc_rows x, rc_rows to, ptrdiff_t count, ptrdiff_t n) noexcept nogil:
-    cdef ptrdiff_t m
-    for m in range(count):
-        if itemsize == 4:
-            add_product_row[float](<float *>row_at(x, m, 4), NULL, <float *>row_at(to, m, 4), n)
-        else:
-            add_product_row[double](<double *>row_at(x, m, 8), NULL, <double *>row_at(to, m, 8), n)
+    add_product(itemsize, x, rows_at(NULL, 0), to, count, n)  # no factors: x as it is
 
 
 cdef void copy_rows(size_t itemsize, rc_rows x, rc_rows to, ptrdiff_t count, ptrdiff_t n) noexcept nogil:
@@ -76,7 +86,7 @@ cdef void copy_rows(size_t itemsize, rc_rows x, rc_rows to, ptrdiff_t count, ptr
         memcpy(row_at(to, m, itemsize), row_at(x, m, itemsize), n * itemsize)
 
 
-cdef void mix_row(const real *take, const real *old, real *new, ptrdiff_t n) noexcept nogil:
+cdef void mix_row(const real *take, real *old, real *new, ptrdiff_t n) noexcept nogil:
     cdef ptrdiff_t j
     for j in range(n):
         new[j] = take[j] * new[j] + (1 - take[j]) * old[j]
@@ -84,14 +94,7 @@ cdef void mix_row(const real *take, const real *old, real *new, ptrdiff_t n) noe
 
 cdef void mix_rows(size_t itemsize, const View *take, const Batch *b, ptrdiff_t t, ptrdiff_t first, rc_rows old,
                    rc_rows new, ptrdiff_t count, ptrdiff_t n) noexcept nogil:
-    cdef ptrdiff_t m
-    cdef char *factor
-    for m in range(count):
-        factor = token(take, b, t, first + m)
-        if itemsize == 4:
-            mix_row[float](<float *>factor, <float *>row_at(old, m, 4), <float *>row_at(new, m, 4), n)
-        else:
-            mix_row[double](<double *>factor, <double *>row_at(old, m, 8), <double *>row_at(new, m, 8), n)
+    on_tokens(itemsize, take, b, t, first, old, new, count, n, mix_row[float], mix_row[double])
 
 
 cdef void split_row(const real *take, real *d, real *kept, ptrdiff_t n) noexcept nogil:
@@ -103,14 +106,7 @@ cdef void split_row(const real *take, real *d, real *kept, ptrdiff_t n) noexcept
 
 cdef void split_rows(size_t itemsize, const View *take, const Batch *b, ptrdiff_t t, ptrdiff_t first, rc_rows d,
                      rc_rows kept, ptrdiff_t count, ptrdiff_t n) noexcept nogil:
-    cdef ptrdiff_t m
-    cdef char *factor
-    for m in range(count):
-        factor = token(take, b, t, first + m)
-        if itemsize == 4:
-            split_row[float](<float *>factor, <float *>row_at(d, m, 4), <float *>row_at(kept, m, 4), n)
-        else:
-            split_row[double](<double *>factor, <double *>row_at(d, m, 8), <double *>row_at(kept, m, 8), n)
+    on_tokens(itemsize, take, b, t, first, d, kept, count, n, split_row[float], split_row[double])
 
 
 # ------------------------------------------------------------------------------------------------------- one call's
