@@ -74,6 +74,11 @@ cdef inline char *token(const View *v, const Batch *b, ptrdiff_t t, ptrdiff_t m)
         return v.sequence[m] + t * v.step
     return v.base + (b.first[t] + m - v.origin) * v.row
 
+# How many of sequences [begin, end) are still running at step t.
+cdef inline ptrdiff_t running(const Batch *b, ptrdiff_t begin, ptrdiff_t end, ptrdiff_t t) noexcept nogil:
+    cdef ptrdiff_t n = min(b.active[t], end) - begin
+    return n if n > 0 else 0
+
 # One thread's place among those that share a time loop. With `units` they share out hidden units and meet at a barrier
 # each step; else they share out sequences and need not meet.
 cdef struct Team:
@@ -96,10 +101,17 @@ cdef inline rc_rows rows_at(const void *base, ptrdiff_t stride) noexcept nogil:
     r.base, r.stride, r.ptr = <void *>base, stride, NULL
     return r
 
+# Rows of a buffer, the first being `row`; no rows where there is no buffer.
+cdef inline rc_rows from_row(char *base, ptrdiff_t stride, ptrdiff_t row, size_t itemsize) noexcept nogil:
+    return rows_at(NULL if base == NULL else base + row * stride * <ptrdiff_t>itemsize, stride)
+
 cdef inline rc_rows rows_by(void **ptr) noexcept nogil:
     cdef rc_rows r
     r.base, r.stride, r.ptr = NULL, 0, ptr
     return r
+
+cdef inline char *row_at(const rc_rows *r, ptrdiff_t i, size_t itemsize) noexcept nogil:
+    return <char *>r.ptr[i] if r.ptr != NULL else <char *>r.base + i * r.stride * <ptrdiff_t>itemsize
 
 cdef inline ptrdiff_t whole(ptrdiff_t units, ptrdiff_t lanes) noexcept nogil:
     return (units + lanes - 1) // lanes * lanes

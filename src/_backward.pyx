@@ -7,8 +7,8 @@ taken when the chunk is done and its dz still in the cache. Chunks do not depend
 
 from rnn_core._kernels cimport *
 from rnn_core._norms cimport hat_at, normalise_back, normalise_cell_back
-from rnn_core._plan cimport LN_C, LN_HH, LN_IH, Batch, Segment, Team, View, add_outer, interrupted, meet, product_job, \
-    rows_at, rows_by, share, share_rows, token, whole
+from rnn_core._plan cimport LN_C, LN_HH, LN_IH, Batch, Segment, Team, View, add_outer, from_row, interrupted, meet, \
+    product_job, rows_at, rows_by, running, share, share_rows, token, whole
 from rnn_core._variants cimport add_product, add_rows, copy_rows, is_view, multiply_rows, split_rows
 
 
@@ -20,15 +20,6 @@ ctypedef fused real:
 cdef struct Part:
     # Sequences [row_begin, row_end) and hidden units, in vectors, that this thread takes through time.
     ptrdiff_t row_begin, row_end, unit_begin, unit_end
-
-
-cdef inline ptrdiff_t running(const Batch *b, const Part *part, ptrdiff_t t) noexcept nogil:
-    cdef ptrdiff_t n = min(b.active[t], part.row_end) - part.row_begin
-    return n if n > 0 else 0
-
-
-cdef inline rc_rows from_row(char *base, ptrdiff_t stride, ptrdiff_t row, size_t itemsize) noexcept nogil:
-    return rows_at(NULL if base == NULL else base + row * stride * <ptrdiff_t>itemsize, stride)
 
 
 cdef inline void *state_before(const BackPass *p, const Batch *b, ptrdiff_t t, ptrdiff_t m) noexcept nogil:
@@ -46,9 +37,11 @@ cdef void product(const BackPass *p, const rc_shape *shape, void *packed, rc_row
     p.kernels.gemm(&job)
 
 
-cdef void all_columns(const Part *part, Part *every) noexcept nogil:
-    every[0] = part[0]
-    every.unit_begin, every.unit_end = 0, <ptrdiff_t>1 << 40
+cdef Part all_columns() noexcept nogil:
+    """No rows, but every column there is: for a product that this thread does whole."""
+    cdef Part every
+    every.row_begin, every.row_end, every.unit_begin, every.unit_end = 0, 0, 0, <ptrdiff_t>1 << 40
+    return every
 
 
 # ------------------------------------------------------------------------------------------------------- through time
@@ -61,7 +54,7 @@ cdef void project_back(BackPass *p, const Batch *b, const Part *part, ptrdiff_t 
     cdef size_t itemsize = p.kernels.itemsize
     cdef rc_rows douts = from_row(p.douts, out, local, itemsize)
     cdef rc_rows hidden = from_row(p.dhidden, whole(p.d.units, lanes), part.row_begin, itemsize)
-    cdef Part every
+    cdef Part every = all_columns()
     cdef void *dy
     for m in range(n):
         dy = NULL
@@ -71,7 +64,6 @@ cdef void project_back(BackPass *p, const Batch *b, const Part *part, ptrdiff_t 
             add_row[float](<float *>douts.base + m * out, <float *>dh.base + m * out, <float *>dy, p.d.out)
         else:
             add_row[double](<double *>douts.base + m * out, <double *>dh.base + m * out, <double *>dy, p.d.out)
-    all_columns(part, &every)
     product(p, &p.d.pt, p.d.pt_packed, douts, hidden, n, &every, False, True)
 
 
@@ -184,7 +176,7 @@ cdef void side_back(BackPass *p, const Batch *b, const Part *part, int which, co
 cdef bint step_back(BackPass *p, const Batch *b, const Part *part, Team *team, ptrdiff_t t, ptrdiff_t local,
                     void **pointers) noexcept nogil:
     """One step back; `local`: the step's first row in the chunk's buffers. True when the call is to be left."""
-    cdef ptrdiff_t n = running(b, part, t), units = whole(p.d.units, p.kernels.lanes)
+    cdef ptrdiff_t n = running(b, part.row_begin, part.row_end, t), units = whole(p.d.units, p.kernels.lanes)
     cdef size_t itemsize = p.kernels.itemsize
     cdef int i
     cdef rc_step_back s
@@ -275,9 +267,8 @@ cdef void norm_gradients(const BackPass *p, const Batch *b, const Team *team, pt
 cdef void input_gradients(BackPass *p, const Batch *b, Team *team, ptrdiff_t begin, ptrdiff_t end, ptrdiff_t rows,
                           void **pointers) noexcept nogil:
     """dx = dz W, dW += dz^T x, db_ih += sums of dz, over steps [begin, end)."""
-    cdef ptrdiff_t t, m, n = 0, i
-    cdef Part every
-    cdef rc_rows to
+    cdef ptrdiff_t t, m, n = 0, i, first, last
+    cdef Part every = all_columns()
     for t in range(begin, end):
         for m in range(b.active[t]):
             pointers[n] = token(&p.x, b, t, m)
@@ -289,11 +280,9 @@ cdef void input_gradients(BackPass *p, const Batch *b, Team *team, ptrdiff_t beg
             weight_gradient(p, p.dz_ih, p.dw, &p.d.input[i], rows_by(pointers), p.d.inputs, rows, team.rank, team.size)
         sum_columns(p, rows_at(p.dz_ih, p.dz_row), NULL, p.db_ih, &p.d.input[i], rows, team.rank, team.size)
     if p.need_dx:
-        share(rows, team.rank, team.size, &every.row_begin, &every.row_end)
-        every.unit_begin, every.unit_end = 0, <ptrdiff_t>1 << 40
-        to = rows_by(pointers + rows + every.row_begin)
-        product(p, &p.d.wt, p.d.wt_packed, from_row(p.dz_ih, p.dz_row, every.row_begin, p.kernels.itemsize), to,
-                every.row_end - every.row_begin, &every, p.add_dx, False)
+        share(rows, team.rank, team.size, &first, &last)
+        product(p, &p.d.wt, p.d.wt_packed, from_row(p.dz_ih, p.dz_row, first, p.kernels.itemsize),
+                rows_by(pointers + rows + first), last - first, &every, p.add_dx, False)
 
 
 cdef void recurrent_gradients(BackPass *p, const Batch *b, Team *team, ptrdiff_t begin, ptrdiff_t end, ptrdiff_t rows,
@@ -363,7 +352,7 @@ cdef bint chunk_back(BackPass *p, const Batch *b, const Part *part, Team *team, 
     cdef ptrdiff_t i, t, rows = b.first[end] - b.first[begin]
     for i in range(end - begin):
         t = begin + i if p.reverse else end - 1 - i
-        if running(b, part, t) or team.units:
+        if running(b, part.row_begin, part.row_end, t) or team.units:
             if step_back(p, b, part, team, t, b.first[t] - b.first[begin] + part.row_begin, pointers):
                 return True
         if interrupted(team):

@@ -10,6 +10,7 @@ from libc.string cimport memcpy, memset
 from scipy.linalg.cython_blas cimport dgemm, sgemm
 
 from rnn_core._kernels cimport *
+from rnn_core._plan cimport product_job, row_at
 from rnn_core._runtime cimport kernels_f32, kernels_f64
 
 cdef enum:
@@ -37,10 +38,6 @@ cdef void multiply(real *tag, bint transpose_a, ptrdiff_t m, ptrdiff_t n, ptrdif
         sgemm(b"N", ta, &columns, &rows, &depth, &one, <float *>b, &sb, <float *>a, &sa, &beta, <float *>c, &sc)
     else:
         dgemm(b"N", ta, &columns, &rows, &depth, &one, <double *>b, &sb, <double *>a, &sa, &beta, <double *>c, &sc)
-
-
-cdef inline char *row_at(const rc_rows *rows, ptrdiff_t i, size_t itemsize) noexcept nogil:
-    return <char *>rows.ptr[i] if rows.ptr != NULL else <char *>rows.base + i * rows.stride * <ptrdiff_t>itemsize
 
 
 cdef ptrdiff_t run_of(const rc_rows *rows, ptrdiff_t begin, ptrdiff_t end, size_t itemsize,
@@ -118,16 +115,14 @@ cdef void outer(real *tag, const rc_outer *o) noexcept nogil:
 
 cdef void step(real *tag, const rc_step *s) noexcept nogil:
     """The product with R by BLAS, then the fused kernel's cell with no product of its own left to do."""
-    cdef rc_gemm g
+    cdef const rc_kernels *fused = base(real is double)
+    cdef rc_rows h = s.reset if s.cell == RC_GRU_RESET_BEFORE and s.phase else s.h_prev
+    cdef rc_gemm g = product_job(fused, &s.shape, s.packed, NULL, False, True, h, s.product, s.row_end)
     cdef rc_step cell = s[0]
-    g.shape, g.packed, g.bias, g.accumulate, g.padded = s.shape, s.packed, NULL, False, True
-    g.backwards = False
-    g.a = s.reset if s.cell == RC_GRU_RESET_BEFORE and s.phase else s.h_prev
-    g.c = s.product
-    g.row_begin, g.row_end, g.panel_begin, g.panel_end = s.row_begin, s.row_end, s.panel_begin, s.panel_end
+    g.row_begin, g.panel_begin, g.panel_end = s.row_begin, s.panel_begin, s.panel_end
     gemm(tag, &g)
     cell.shape.k, cell.chains = 0, 1
-    base(real is double).step(&cell)
+    fused.step(&cell)
 
 
 cdef void pack_f32(const rc_shape *s, const void *src, ptrdiff_t c, ptrdiff_t r, void *to) noexcept nogil:

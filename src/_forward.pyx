@@ -9,8 +9,8 @@ from libc.string cimport memcpy
 
 from rnn_core._kernels cimport *
 from rnn_core._norms cimport normalise, normalise_cell
-from rnn_core._plan cimport FEW_ROWS, LN_HH, LN_IH, Batch, Team, View, interrupted, meet, product_job, \
-    rows_at, rows_by, share, share_rows, token, whole
+from rnn_core._plan cimport FEW_ROWS, LN_HH, LN_IH, Batch, Team, View, from_row, interrupted, meet, product_job, \
+    rows_at, rows_by, running, share, share_rows, token, whole
 from rnn_core._variants cimport copy_rows, is_view, mix_rows, multiply_rows
 
 
@@ -29,12 +29,6 @@ cdef void panels_of(const Pass *p, const rc_shape *shape, const Team *team, ptrd
         share(end[0], team.rank, team.size, begin, end)
 
 
-cdef inline ptrdiff_t running(const Batch *b, const Part *part, ptrdiff_t t) noexcept nogil:
-    """How many of this thread's sequences are still running at step t."""
-    cdef ptrdiff_t n = min(b.active[t], part.row_end) - part.row_begin
-    return n if n > 0 else 0
-
-
 cdef void project_inputs(Pass *p, const Batch *b, const Part *part, ptrdiff_t begin, ptrdiff_t end, char *gates,
                          void **pointers) noexcept nogil:
     """gates <- W x + b for this thread's tokens of steps [begin, end), in ascending order of time. With a table the
@@ -43,7 +37,7 @@ cdef void project_inputs(Pass *p, const Batch *b, const Part *part, ptrdiff_t be
     cdef rc_gemm job
     cdef rc_rows to = rows_at(gates, rc_row_size(&p.d.w, p.kernels.lanes))
     for t in range(begin, end):
-        for m in range(part.row_begin, part.row_begin + running(b, part, t)):
+        for m in range(part.row_begin, part.row_begin + running(b, part.row_begin, part.row_end, t)):
             pointers[n] = token(&p.x, b, t, m)
             if p.table != NULL:
                 pointers[n] = p.table + (<int64_t *>pointers[n])[0] * row
@@ -67,15 +61,10 @@ cdef void normalise_inputs(Pass *p, const Batch *b, const Part *part, ptrdiff_t 
     cdef ptrdiff_t t, n, before = 0
     cdef rc_rows x
     for t in range(begin, end):
-        n = running(b, part, t)
+        n = running(b, part.row_begin, part.row_end, t)
         x = from_row(gates, rc_row_size(&p.d.w, p.kernels.lanes), before, p.kernels.itemsize)
         normalise(p.kernels, p.d, &p.variant.norms, LN_IH, 0, p.d.w.gates, x, x, hat_row(p, b, part, t), n)
         before += n
-
-
-cdef rc_rows from_row(char *base, ptrdiff_t stride, ptrdiff_t row, size_t itemsize) noexcept nogil:
-    """Rows of a padded buffer, the first being `row`; no rows where there is no buffer."""
-    return rows_at(NULL if base == NULL else base + row * stride * <ptrdiff_t>itemsize, stride)
 
 
 cdef void prepare_step(Pass *p, const Batch *b, const Part *part, rc_step *s) noexcept nogil:
@@ -187,7 +176,7 @@ cdef bint one_step(Pass *p, const Batch *b, const Part *part, Team *team, rc_ste
     cdef ptrdiff_t units = whole(p.d.units, lanes), out = whole(p.d.out, lanes)
     cdef ptrdiff_t saved = units * rc_saved_gates(p.d.cell)
     cdef size_t itemsize = p.kernels.itemsize
-    s.row_end = running(b, part, t)
+    s.row_end = running(b, part.row_begin, part.row_end, t)
     s.h_prev = from_row(p.h[done % 2], out, part.row_begin, itemsize)
     s.h_next = from_row(p.h[(done + 1) % 2], out, part.row_begin, itemsize)
     s.saved = from_row(p.saved, saved, tape, itemsize)
@@ -230,11 +219,11 @@ cdef bint chunk_steps(Pass *p, const Batch *b, const Part *part, Team *team, rc_
     cdef ptrdiff_t before = 0, total = 0
     cdef void **outputs
     for t in range(begin, end):
-        total += running(b, part, t)
+        total += running(b, part.row_begin, part.row_end, t)
     outputs = pointers + total
     for i in range(end - begin):
         t = end - 1 - i if p.reverse else begin + i
-        n = running(b, part, t)
+        n = running(b, part.row_begin, part.row_end, t)
         if p.reverse:
             total -= n
             before = total

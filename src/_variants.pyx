@@ -10,7 +10,7 @@ from libc.string cimport memcpy
 cimport numpy as cnp
 
 from rnn_core._kernels cimport *
-from rnn_core._plan cimport Batch, Block, Direction, View, block, padded, rows_at, token, whole
+from rnn_core._plan cimport Batch, Block, Direction, View, block, padded, row_at, rows_at, token, whole
 from rnn_core._runtime cimport kernels_f32, kernels_f64
 
 cnp.import_array()
@@ -20,10 +20,6 @@ ctypedef fused real:
     double
 
 # -------------------------------------------------------------------------------------------------------------- rows
-
-
-cdef inline void *row_at(rc_rows r, ptrdiff_t i, size_t itemsize) noexcept nogil:
-    return r.ptr[i] if r.ptr != NULL else <char *>r.base + i * r.stride * <ptrdiff_t>itemsize
 
 
 # What is done with three rows of n elements, in either type; it may write the last two.
@@ -43,7 +39,7 @@ cdef void on_rows(size_t itemsize, rc_rows x, rc_rows y, rc_rows z, ptrdiff_t co
                   double_row wide) noexcept nogil:
     cdef ptrdiff_t m
     for m in range(count):
-        on_row(itemsize, row_at(x, m, itemsize), row_at(y, m, itemsize), row_at(z, m, itemsize), n, single, wide)
+        on_row(itemsize, row_at(&x, m, itemsize), row_at(&y, m, itemsize), row_at(&z, m, itemsize), n, single, wide)
 
 
 cdef void on_tokens(size_t itemsize, const View *take, const Batch *b, ptrdiff_t t, ptrdiff_t first, rc_rows y,
@@ -51,7 +47,8 @@ cdef void on_tokens(size_t itemsize, const View *take, const Batch *b, ptrdiff_t
     """The same, the first of the three rows being a token of step t."""
     cdef ptrdiff_t m
     for m in range(count):
-        on_row(itemsize, token(take, b, t, first + m), row_at(y, m, itemsize), row_at(z, m, itemsize), n, single, wide)
+        on_row(itemsize, token(take, b, t, first + m), row_at(&y, m, itemsize), row_at(&z, m, itemsize), n, single,
+               wide)
 
 
 cdef void multiply_row(const real *x, real *factor, real *to, ptrdiff_t n) noexcept nogil:
@@ -83,7 +80,7 @@ cdef void add_rows(size_t itemsize, rc_rows x, rc_rows to, ptrdiff_t count, ptrd
 cdef void copy_rows(size_t itemsize, rc_rows x, rc_rows to, ptrdiff_t count, ptrdiff_t n) noexcept nogil:
     cdef ptrdiff_t m
     for m in range(count):
-        memcpy(row_at(to, m, itemsize), row_at(x, m, itemsize), n * itemsize)
+        memcpy(row_at(&to, m, itemsize), row_at(&x, m, itemsize), n * itemsize)
 
 
 cdef void mix_row(const real *take, real *old, real *new, ptrdiff_t n) noexcept nogil:
