@@ -172,6 +172,37 @@ def same(got, want, *where):
     assert not differ.any(), (f"{differ.sum()} of {differ.size} differ, first at {np.argwhere(differ)[0]}", *where)
 
 
+def difference(loss, array, at, eps=1e-5):
+    """The central difference of loss() in one element of `array`, which is changed in place and put back."""
+    kept, sides = array[at], []
+    for step in (eps, -eps):
+        array[at] = kept + step
+        sides.append(loss())
+    array[at] = kept
+    return (sides[0] - sides[1]) / (2 * eps)
+
+
+def differences(loss, array, eps=1e-5):
+    """`difference` in every element, in the shape of `array`."""
+    out = np.zeros_like(array)
+    for at in np.ndindex(array.shape):
+        out[at] = difference(loss, array, at, eps)
+    return out
+
+
+def parameter_differences(loss, module, key, at=None, eps=1e-5):
+    """The same of a parameter, which only `assign` may write: in every element, or at one."""
+    value = module.params[key].copy()
+
+    def moved():
+        module.assign(key, value)
+        return loss()
+
+    found = differences(moved, value, eps) if at is None else difference(moved, value, at, eps)
+    module.assign(key, value)
+    return found
+
+
 def cell_of(layer, case, dtype="float32"):
     """A cell with the weights of a layer of one layer and direction and no projection."""
     name, options = KINDS[case.kind]

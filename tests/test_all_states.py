@@ -2,18 +2,11 @@
 
 import numpy as np
 import pytest
+from cases import difference, parameter_differences, parts, public
 
 import rnn_core as rc
 
 KINDS = [(rc.LSTM, {}), (rc.LSTM, {"proj_size": 3}), (rc.GRU, {}), (rc.GRU, {"reset_after": False}), (rc.RNN, {})]
-
-
-def parts(state):
-    return state if isinstance(state, tuple) else (state,)
-
-
-def public(values):
-    return values if len(values) == 2 else values[0]
 
 
 @pytest.mark.parametrize("bidirectional", [False, True])
@@ -61,24 +54,10 @@ def test_gradients_by_central_differences(kind, options, lengths):
     y, _, tape = layer.forward(x, None, lengths, return_all_states=True)
     dx, _ = layer.backward(tape, None, public(tuple(weights)))
     for index in [tuple(rng.integers(x.shape)) for _ in range(12)]:
-        before = x[index]
-        x[index] = before + 1e-5
-        high = loss()
-        x[index] = before - 1e-5
-        low = loss()
-        x[index] = before
-        assert abs((high - low) / 2e-5 - dx[index]) < 1e-6
+        assert abs(difference(loss, x, index) - dx[index]) < 1e-6
     for name, grad in layer.grads.items():
         index = tuple(rng.integers(grad.shape))
-        value = layer.params[name].copy()
-        results = []
-        for step in (1e-5, -1e-5):
-            moved = value.copy()
-            moved[index] += step
-            layer.assign(name, moved)
-            results.append(loss())
-        layer.assign(name, value)
-        assert abs((results[0] - results[1]) / 2e-5 - grad[index]) < 1e-6, name
+        assert abs(parameter_differences(loss, layer, name, index) - grad[index]) < 1e-6, name
 
 
 def test_unbatched_and_bad_gradients():

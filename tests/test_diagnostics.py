@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from cases import differences, parts
 
 from rnn_core import losses, recurrent
 from rnn_core.charlm import CharLM
@@ -15,18 +16,13 @@ STEPS, BATCH = 5, 2
 def dh_by_differences(layer, x, dy, state, t):
     """dL/dh_t of a one-layer network: the derivative of sum(dy * y) over what h_t changes, itself included."""
     y, middle = layer(x[: t + 1], state)
-    h = middle[0] if isinstance(middle, tuple) else middle
-    found = np.zeros_like(h)
-    for at in np.ndindex(h.shape):
-        sides = []
-        for step in (1e-6, -1e-6):
-            moved = h.copy()
-            moved[at] += step
-            start = (moved, *middle[1:]) if isinstance(middle, tuple) else moved
-            later = (layer(x[t + 1 :], start)[0] * dy[t + 1 :]).sum() if t + 1 < len(x) else 0.0
-            sides.append(later + (moved[0] * dy[t]).sum())
-        found[at] = (sides[0] - sides[1]) / 2e-6
-    return found
+    h = parts(middle)[0]
+
+    def loss():
+        later = (layer(x[t + 1 :], middle)[0] * dy[t + 1 :]).sum() if t + 1 < len(x) else 0.0
+        return later + (h[0] * dy[t]).sum()
+
+    return differences(loss, h, 1e-6)
 
 
 def small(kind, layers=1, **options):

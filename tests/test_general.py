@@ -5,7 +5,7 @@ import pickle
 
 import numpy as np
 import pytest
-from test_reference import numeric
+from cases import difference, differences, parameter_differences, parts, public
 
 import rnn_core as rc
 from rnn_core.general import Activation, GeneralGRU, GeneralLSTM, GeneralRNN, activation
@@ -22,36 +22,24 @@ KINDS = {
 }
 
 
-def pair(state):
-    return state if isinstance(state, tuple) else (state,)
-
-
 def check_gradients(layer, rng, lengths=LENGTHS, atol=1e-7):
     """x, the initial state and every parameter, through the outputs and the final state."""
     x = rng.standard_normal((5, 3, 3))
     y, final = layer(x, lengths=lengths)
-    start = tuple(rng.standard_normal(part.shape) for part in pair(final))
-    dy, dfinal = rng.standard_normal(y.shape), tuple(rng.standard_normal(part.shape) for part in pair(final))
-    bare = (lambda parts: parts) if len(start) == 2 else (lambda parts: parts[0])
+    start = tuple(rng.standard_normal(part.shape) for part in parts(final))
+    dy, dfinal = rng.standard_normal(y.shape), tuple(rng.standard_normal(part.shape) for part in parts(final))
 
     def loss():
-        y, final = layer(x, bare(start), lengths)
-        return (y * dy).sum() + sum((a * b).sum() for a, b in zip(pair(final), dfinal))
+        y, final = layer(x, public(start), lengths)
+        return (y * dy).sum() + sum((a * b).sum() for a, b in zip(parts(final), dfinal))
 
-    y, final, tape = layer.forward(x, bare(start), lengths)
-    dx, dstart = layer.backward(tape, dy, bare(dfinal))
-    np.testing.assert_allclose(dx, numeric(loss, x), atol=atol)
-    for got, part in zip(pair(dstart), start):
-        np.testing.assert_allclose(got, numeric(loss, part), atol=atol)
+    y, final, tape = layer.forward(x, public(start), lengths)
+    dx, dstart = layer.backward(tape, dy, public(dfinal))
+    np.testing.assert_allclose(dx, differences(loss, x), atol=atol)
+    for got, part in zip(parts(dstart), start):
+        np.testing.assert_allclose(got, differences(loss, part), atol=atol)
     for key, grad in layer.grads.items():
-        value = layer.params[key].copy()
-
-        def moved(key=key, value=value):
-            layer.assign(key, value)
-            return loss()
-
-        np.testing.assert_allclose(grad, numeric(moved, value), atol=atol, err_msg=key)
-        layer.assign(key, value)
+        np.testing.assert_allclose(grad, parameter_differences(loss, layer, key), atol=atol, err_msg=key)
 
 
 @pytest.mark.parametrize("bidirectional", [False, True])
@@ -120,7 +108,7 @@ def test_same_bits_alone_in_chunks_and_with_a_tape(kind, dtype):
     np.testing.assert_array_equal(np.concatenate([first, second]), y)
     kept, kept_final, _ = layer.forward(x)
     np.testing.assert_array_equal(kept, y)
-    for a, b, c in zip(pair(final), pair(kept_final), pair(state)):
+    for a, b, c in zip(parts(final), parts(kept_final), parts(state)):
         np.testing.assert_array_equal(a, b)
         np.testing.assert_array_equal(a, c)
 
@@ -135,7 +123,7 @@ def test_lengths_are_the_sequences_alone(kind, bidirectional):
         alone, state = layer(x[:length, b])
         np.testing.assert_array_equal(y[:length, b], alone)
         assert not y[length:, b].any()
-        for part, own in zip(pair(final), pair(state)):
+        for part, own in zip(parts(final), parts(state)):
             np.testing.assert_array_equal(part[:, b], own)
 
 
@@ -197,14 +185,13 @@ def test_dropout_between_layers():
     assert (y != plain(x)[0]).any()
     dx, _ = layer.backward(tape, y)
     again = copy.deepcopy(layer)
+
+    def loss():
+        again.calls = layer.calls - 1  # the same masks
+        return (again.forward(x)[0] * y).sum()
+
     for at in [(0, 0, 0), (2, 1, 2)]:
-        ends = []
-        for eps in (1e-6, -1e-6):
-            again.calls = layer.calls - 1
-            x[at] += eps
-            ends.append((again.forward(x)[0] * y).sum())
-            x[at] -= eps
-        np.testing.assert_allclose((ends[0] - ends[1]) / 2e-6, dx[at], rtol=1e-5)
+        np.testing.assert_allclose(difference(loss, x, at, 1e-6), dx[at], rtol=1e-5)
 
 
 def test_dy_and_dstate_may_be_absent():

@@ -5,9 +5,9 @@ Values and gradients are held against the float64 reference in test_variants.py.
 
 import numpy as np
 import pytest
-from cases import BACKWARD, KINDS, Case, all_close, close, exact_bits, parts, public, same
+from cases import BACKWARD, KINDS, Case, all_close, close, differences, exact_bits, parts, public, same
 from test_bits import CHECKS, check_cells, run, sized
-from test_variants import differences, loss_of, make, small
+from test_variants import loss_of, make, small
 
 import rnn_core as rc
 from rnn_core import checkpoint, optim
@@ -107,7 +107,7 @@ def test_gradients_without_biases_and_past_one_chunk(proj):
     layer.backward(tape, dy, public(dstate))
     params = {key: np.array(p) for key, p in layer.params.items()}
     for key in [key for key in params if "_ln_" in key]:
-        wanted = differences(lambda: loss_of(case, layer, {}, x, state, dy, dstate, params), params[key][:2])
+        wanted = differences(lambda: loss_of(case, layer, {}, x, state, dy, dstate, params), params[key][:2], 1e-6)
         close(layer.grads[key][:2], wanted, 1e-6, key)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import onnx.backend.test
 import pytest
+from cases import parts
 from onnx import TensorProto, helper, numpy_helper
 
 import rnn_core.onnx
@@ -76,10 +77,6 @@ OPTIONS = [
     {"num_layers": 2, "batch_first": True},
     {"num_layers": 2, "dtype": "float64"},
 ]
-
-
-def parts(state):
-    return state if isinstance(state, tuple) else (state,)
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)

@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 import reference
-from cases import BACKWARD, KINDS, Case, all_close, close, parts, public, same
-from test_reference import numeric
+from cases import BACKWARD, KINDS, Case, all_close, close, differences, parts, public, same
 
 SEEDS = 80
 LARGE = [(64, 64), (17, 200), (33, 257)]
@@ -93,11 +92,11 @@ def test_central_differences(kind, proj):
         return loss()
 
     dx, dinitial, grads = gradients(layer, case, "float64")
-    close(dx, numeric(loss, x), 1e-6, "dx", case)
+    close(dx, differences(loss, x), 1e-6, "dx", case)
     for n in range(len(state)):
-        close(dinitial[n], numeric(loss, state[n]), 1e-6, "dstate", n, case)
+        close(dinitial[n], differences(loss, state[n]), 1e-6, "dstate", n, case)
     for key, array in params.items():
-        close(grads[key], numeric(loss_of_params, array), 1e-6, key, case)
+        close(grads[key], differences(loss_of_params, array), 1e-6, key, case)
 
 
 @pytest.mark.parametrize("kind", KINDS)

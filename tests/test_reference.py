@@ -3,9 +3,7 @@
 import numpy as np
 import pytest
 import reference
-from cases import KINDS, close
-
-EPS = 1e-5
+from cases import KINDS, close, differences
 
 
 def network(kind, *, layers=2, directions=2, bias=True, proj=0, I=3, H=3, seed=0):
@@ -27,19 +25,6 @@ def network(kind, *, layers=2, directions=2, bias=True, proj=0, I=3, H=3, seed=0
     return cell, params
 
 
-def numeric(loss, array):
-    """Central differences of loss() in each element of `array`, changed in place and put back."""
-    out = np.zeros_like(array)
-    for at in np.ndindex(array.shape):
-        kept = array[at]
-        array[at] = kept + EPS
-        up = loss()
-        array[at] = kept - EPS
-        out[at] = (up - loss()) / (2 * EPS)
-        array[at] = kept
-    return out
-
-
 @pytest.mark.parametrize("options", [{}, {"bias": False}, {"layers": 1, "directions": 1}], ids=str)
 @pytest.mark.parametrize("kind, proj", [*((kind, 0) for kind in KINDS), ("lstm", 2)])
 def test_gradients_are_those_of_central_differences(kind, proj, options):
@@ -59,12 +44,12 @@ def test_gradients_are_those_of_central_differences(kind, proj, options):
 
     *_, tape = reference.forward(cell, params, x, state, lengths, masks)
     dx, dstate, grads = reference.backward(tape, dy, dfinal)
-    close(dx, numeric(loss, x), 1e-8, "dx")
+    close(dx, differences(loss, x), 1e-8, "dx")
     for n, (got, of) in enumerate(zip(dstate, state)):
-        close(got, numeric(loss, of), 1e-8, "dstate", n)
+        close(got, differences(loss, of), 1e-8, "dstate", n)
     assert set(grads) == set(params)
     for key in params:
-        close(grads[key], numeric(loss, params[key]), 1e-8, key)
+        close(grads[key], differences(loss, params[key]), 1e-8, key)
 
 
 @pytest.mark.parametrize("kind", KINDS)

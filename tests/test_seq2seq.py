@@ -6,6 +6,7 @@ import pickle
 
 import numpy as np
 import pytest
+from cases import difference, parameter_differences
 
 import rnn_core as rc
 from rnn_core import _runtime, losses
@@ -22,18 +23,6 @@ def build(encoder=None, decoder=None, model=None, dtype="float64"):
     first = Encoder(7, 4, 6, **{"dtype": dtype, "seed": 1, **(encoder or {})})
     options = {"dtype": dtype, "memory_size": first.output_size, "seed": 2, **(decoder or {})}
     return Seq2Seq(first, Decoder(9, 5, 6, **options), seed=3, **(model or {}))
-
-
-def central(model, key, index, loss, step=1e-5):
-    """The derivative of the loss for one parameter."""
-    value, found = model.params[key].copy(), []
-    for sign in (1, -1):
-        changed = value.copy()
-        changed[index] += sign * step
-        model.assign(key, changed)
-        found.append(loss())
-    model.assign(key, value)
-    return (found[0] - found[1]) / (2 * step)
 
 
 CASES = {
@@ -66,7 +55,7 @@ def test_gradients_are_the_central_differences(case):
     for key, grad in model.grads.items():
         for _ in range(4):
             index = tuple(rng.integers(size) for size in grad.shape)
-            assert abs(central(model, key, index, loss) - grad[index]) < 1e-6, key
+            assert abs(parameter_differences(loss, model, key, index) - grad[index]) < 1e-6, key
 
 
 def test_shared_vocabulary_has_one_table():
@@ -80,7 +69,11 @@ def test_shared_vocabulary_has_one_table():
     assert not any("embedding" in key and key != "encoder.embedding.weight" for key in model.params)
     model.learn(SOURCES, TARGETS)
     key = "encoder.embedding.weight"
-    expected = central(model, key, (3, 2), lambda: losses.cross_entropy(model(SOURCES, TARGETS).values, outputs)[0])
+
+    def loss():
+        return losses.cross_entropy(model(SOURCES, TARGETS).values, outputs)[0]
+
+    expected = parameter_differences(loss, model, key, (3, 2))
     assert abs(expected - model.grads[key][3, 2]) < 1e-6
 
 
@@ -92,10 +85,8 @@ def test_one_to_many_gradient_reaches_the_vectors():
     weights = np.random.default_rng(1).standard_normal(logits.values.shape)
     dx = model.backward(tape, weights)
     for index in ((0, 0), (2, 3)):
-        step = np.zeros_like(x)
-        step[index] = 1e-5
-        up, down = (float((model(x + s * step, TARGETS).values * weights).sum()) for s in (1, -1))
-        assert abs((up - down) / 2e-5 - dx[index]) < 1e-6
+        slope = difference(lambda: float((model(x, TARGETS).values * weights).sum()), x, index)
+        assert abs(slope - dx[index]) < 1e-6
     assert len(model.decode(x, max_decoding_length=5)) == 3
 
 

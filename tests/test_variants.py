@@ -6,7 +6,7 @@ import pickle
 import numpy as np
 import pytest
 import reference_variants as reference
-from cases import BACKWARD, FORWARD, KINDS, Case, all_close, close, parts, public, same
+from cases import BACKWARD, FORWARD, KINDS, Case, all_close, close, differences, parts, public, same
 
 import rnn_core as rc
 
@@ -49,18 +49,6 @@ def loss_of(case, layer, masks, x, state, dy, dstate, params=None, between=None)
     return np.sum(y * dy) + sum(np.sum(f * d) for f, d in zip(final, dstate))
 
 
-def differences(loss, array, eps=1e-6):
-    out = np.zeros_like(array)
-    for at in np.ndindex(array.shape):
-        kept = array[at]
-        array[at] = kept + eps
-        up = loss()
-        array[at] = kept - eps
-        out[at] = (up - loss()) / (2 * eps)
-        array[at] = kept
-    return out
-
-
 def states_of(case, dtype="float64"):
     shape = (case.num_layers * case.directions, case.B)
     sizes = (case.outputs, case.hidden_size) if case.kind == "lstm" else (case.outputs,)
@@ -99,11 +87,11 @@ def test_gradients_are_central_differences(kind, proj, options):
     def loss():
         return loss_of(case, layer, tape.variant_masks, x, state, dy, dstate, params, tape.masks)
 
-    close(dx, differences(loss, x), 1e-6, "dx", case)
+    close(dx, differences(loss, x, 1e-6), 1e-6, "dx", case)
     for n, (got, of) in enumerate(zip(parts(dinitial), state)):
-        close(got, differences(loss, of), 1e-6, "dstate", n, case)
+        close(got, differences(loss, of, 1e-6), 1e-6, "dstate", n, case)
     for key, p in params.items():
-        close(layer.grads[key], differences(loss, p), 1e-6, key, case)
+        close(layer.grads[key], differences(loss, p, 1e-6), 1e-6, key, case)
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
