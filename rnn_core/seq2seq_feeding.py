@@ -8,10 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rnn_core import _feeding
+from rnn_core._plan import longest_first
 from rnn_core.module import aligned_zeros
 from rnn_core.recurrent import Ragged, _Input
 
 Array = NDArray[Any]
+_PER_UNIT = {"rnn_tanh": 1, "rnn_relu": 1, "lstm": 4, "gru": 4}  # numbers a unit of a step's tape, and of its dz
 
 
 def forward(decoder: Any, inputs: Ragged, embedded: Array, state: Any, memory: Array, source_lengths: Array,
@@ -39,7 +41,7 @@ def forward(decoder: Any, inputs: Ragged, embedded: Array, state: Any, memory: A
 
 def _places(lengths: Array, source_lengths: Array) -> dict[str, Any]:
     """Which tokens and sentences the rows are: sentences from the longest to the shortest, tokens by step."""
-    order = np.argsort(-lengths, kind="stable")
+    order = longest_first(lengths)
     rank = np.empty_like(order)
     rank[order] = np.arange(len(order))
     begins = np.cumsum(lengths) - lengths
@@ -58,8 +60,7 @@ def _places(lengths: Array, source_lengths: Array) -> dict[str, Any]:
 def _layers(decoder: Any, a: dict[str, Any], x: Array, state: Any, train: bool) -> list[dict[str, Any]]:
     """The arrays of each layer; padded columns are zero."""
     rnn, n, batch, hidden = decoder.rnn, len(x), len(a["order"]), decoder.hidden_size
-    units = a["units"]  # rows of states are whole vectors
-    saved = {"lstm": 4, "gru": 4}.get(rnn._cell(), 1)
+    units, saved = a["units"], _PER_UNIT[rnn._cell()]  # rows of states are whole vectors
     h0, c0 = state if isinstance(state, tuple) else (state, None)
     masks: list[Any] = [None] * rnn.num_layers
     if train and rnn.dropout and rnn.num_layers > 1:
@@ -85,10 +86,9 @@ def backward(decoder: Any, tape: Any, dresult: Array) -> tuple[Array, Any, Array
     rnn, attention, hidden, dtype = decoder.rnn, decoder.attention, decoder.hidden_size, decoder.dtype
     batch, n = len(a["order"]), len(dresult)
     units, width = a["units"], a["layers"][0]["x"].shape[1]
-    per_unit = {"lstm": 4, "gru": 4}.get(rnn._cell(), 1)
     grads = rnn._arrays({name: rnn._grad(name) for name in rnn._buffers})
     layers = [{
-        "dz": np.empty((n, per_unit * hidden), dtype), "dh": aligned_zeros((batch, units), dtype),
+        "dz": np.empty((n, _PER_UNIT[rnn._cell()] * hidden), dtype), "dh": aligned_zeros((batch, units), dtype),
         "dc": aligned_zeros((batch, units), dtype), "dy": np.zeros((batch, hidden), dtype),
         "dw": w, "dr": r, "db_ih": b_ih, "db_hh": b_hh,
     } for w, r, b_ih, b_hh, _ in grads]

@@ -196,22 +196,18 @@ class Attention(Module):
         return AttentionTape(query, keys, memory, places, weights, (keys_tape, query_tape))
 
     def backward(self, tape: AttentionTape, dcontext: Array) -> tuple[Array, Array]:
-        """(dh, dmemory)."""
+        """(dh, dmemory) in the shapes of forward's h and memory, from dcontext (targets, memory's width)."""
         dquery, dkeys = np.zeros_like(tape.query), np.zeros_like(tape.keys)
         dmemory = np.zeros_like(tape.memory)
         dv = np.zeros((len(tape.places[0]) - 1, self.query_size), self.dtype) if self.kind == "additive" else None
         _attention.backward(tape.query, tape.keys, tape.memory, self.v, *tape.places, tape.weights, dcontext,
                             dquery, dkeys, dmemory, dv)
-        return self.backward_projections(tape.projections, dquery, dkeys, dmemory, dv)
-
-    def backward_projections(self, tapes: tuple[Any, Any], dquery: Array, dkeys: Array, dmemory: Array,
-                             dv: Array | None) -> tuple[Array, Array]:
-        """(dh, dmemory) from the gradients of queries and keys."""
+        keys_tape, query_tape = tape.projections
         if dv is not None:
             grad = self._grad("v")
             grad += dv.sum(0)
-            asked: Any = self.query.backward(tapes[1], dquery)
+            asked: Any = self.query.backward(query_tape, dquery)
             dquery = asked
-        projected: Any = dkeys if self.kind == "dot" else self.keys.backward(tapes[0], dkeys)
+        projected: Any = dkeys if self.kind == "dot" else self.keys.backward(keys_tape, dkeys)
         dmemory += projected
         return dquery, dmemory
