@@ -33,7 +33,8 @@ static float *fill(bench_job *job, ptrdiff_t n)
         job->failed = 1;
         return NULL;
     }
-    for (size_t i = 0; i < bytes / sizeof(float); i++) p[i] = 0.02f * (float)((int)(i * 2654435761u % 101u) - 50) / 50.0f;
+    for (size_t i = 0; i < bytes / sizeof(float); i++)
+        p[i] = 0.02f * (float)((int)(i * 2654435761u % 101u) - 50) / 50.0f;
     return job->buffer[job->buffers++] = p;
 }
 

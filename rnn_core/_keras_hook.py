@@ -35,7 +35,10 @@ def hook(backend: str, kind: str, original: Callable[..., Any]) -> Callable[...,
     run: Callable[..., Any] = _Numpy() if backend == "numpy" else _Torch()
 
     def recurrent(inputs: Any, *states: Any, **options: Any) -> Any:
-        *starts, mask = states  # h, c, mask or h, mask
+        """Keras's contract: inputs (B, T, I), then the initial h (B, H), an LSTM's c, and the mask (B, T) or None; in
+        options kernel (I, G*H), recurrent_kernel (H, G*H), bias, activations, return_sequences, go_backwards and so on.
+        Returns (last output (B, H), outputs (B, T, H) or, without return_sequences, (B, 1, H), [final h (and c)])."""
+        *starts, mask = states
         config = _config(options)
         if config is None or len(starts) != (2 if kind == "lstm" else 1) or not options.get("batch_first", True):
             return original(inputs, *states, **options)
@@ -96,13 +99,14 @@ class _Numpy:
         x = np.ascontiguousarray(x[:, ::-1] if backwards else x)
         y, final = layer(x, tuple(states) if kind == "lstm" else states[0], lengths)
         final = [s[0] for s in (final if kind == "lstm" else (final,))]
-        if lengths is not None and not getattr(
-            _calling, "zero_output", False
-        ):  # Keras repeats the last output behind a sequence's end
+        if lengths is not None and not getattr(_calling, "zero_output", False):
+            # Keras repeats the last output behind a sequence's end
             y = np.where((np.arange(y.shape[1]) < lengths[:, None])[:, :, None], y, final[0][:, None])
         return final[0], y if options.get("return_sequences") else final[0][:, None], final
 
     def layer(self, kind: str, config: Any, options: Any) -> Any:
+        """The batch_first layer with the kernel (I, G*H), recurrent_kernel (H, G*H) and bias in `options`: the kept one
+        while their values are the same, else a new one. _NotCovered unless they are float32 or float64."""
         kernel = options["kernel"]
         arrays = [None if one is None else np.asarray(one) for one in _variables(options)]
         if arrays[0] is None or arrays[0].dtype not in (np.float32, np.float64):

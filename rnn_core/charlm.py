@@ -133,6 +133,8 @@ class CharLM(Module):
 
     @classmethod
     def from_checkpoint(cls, found: checkpoint.Checkpoint, path: Any = "checkpoint") -> CharLM:
+        """A new model with a checkpoint's sizes, vocabulary and weights; `path` is what messages call its file.
+        CheckpointError where the checkpoint is of something else, or its parts do not fit together."""
         config = dict(found.config.get("model") or {})
         if config.pop("kind", None) != KIND:
             raise checkpoint.CheckpointError(f"{path}: expected a {KIND}, got another kind of checkpoint")

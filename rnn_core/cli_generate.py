@@ -11,6 +11,7 @@ from rnn_core.run import model_file
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The model and the options, which are CharLM.generate's."""
     parser.add_argument("model", metavar="MODEL", help="a model that train wrote; the ending may be left out")
     parser.add_argument("--prompt", default="", help="text to go on from (default: the start of a line)")
     parser.add_argument("--length", type=int, default=1000, metavar="N", help="how many characters (default 1000)")
@@ -24,6 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    """Write prompt and text to standard output, character by character; 0. OSError or CheckpointError where there is no
+    such model, ValueError for options out of their range."""
     if arguments.threads is not None:
         config.set_num_threads(arguments.threads)
     model = CharLM.load(model_file(arguments.model))

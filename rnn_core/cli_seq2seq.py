@@ -20,6 +20,7 @@ LINES = 256  # that are decoded together
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Its two parts, train and decode, with the options of each."""
     parts = parser.add_subparsers(dest="part", metavar="PART", required=True)
     _train_arguments(parts.add_parser("train", help="train on pairs of texts"))
     _decode_arguments(parts.add_parser("decode", help="translate standard input, line by line, to standard output"))
@@ -70,6 +71,8 @@ def _decode_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    """Train, or decode standard input; 0 at the end, 130 after an interrupt of training, which is saved. ValueError and
+    OSError for options and files that do not fit."""
     if arguments.threads is not None:
         config.set_num_threads(arguments.threads)
     return _train(arguments) if arguments.part == "train" else _decode(arguments, sys.stdin)

@@ -34,6 +34,7 @@ OPTIONS: tuple[tuple[str, str | None, str], ...] = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The files and the fields of train.Options; those not asked for stay unset, for --resume to take the run's own."""
     parser.epilog = (
         "Writes NAME.safetensors (the best model), NAME.last.safetensors (to --resume from), NAME.csv, NAME.loss.png "
         "and NAME.gradients.png. Ctrl-C saves; --resume goes on."
@@ -59,6 +60,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    """Train, or go on; 0 at the end of the run, 130 after an interrupt, with a checkpoint to go on from. ValueError or
+    TypeError for options, texts and checkpoints that do not fit, OSError for files, Diverged for a loss or a gradient
+    that is not finite."""
     if arguments.threads is not None:
         config.set_num_threads(arguments.threads)
     files = RunFiles.of(arguments.out)

@@ -347,6 +347,8 @@ def _tokens(model: CharLM, text: str) -> NDArray[np.integer]:
 
 
 def new_model(letters: str, options: Options) -> CharLM:
+    """A model of the options' sizes, its first weights by their seed; `letters`: its distinct characters, of which the
+    i-th is token i. ValueError where one comes twice."""
     return CharLM(
         letters,
         cell=options.cell,

@@ -176,6 +176,8 @@ class _Builder:
         self.weights.append(numpy_helper.from_array(np.asarray(value), name))
 
     def add_level(self, level: int, weights: dict[str, Array]) -> None:
+        """The node of one level, and what shapes its Y (T, D, B, H) into the next one's X (T, B, D*H); with layout 1
+        (B, T, D, H) into (B, T, D*H). weights: W (D, G*H, I), R (D, G*H, H) and so on, by ONNX's names."""
         last = level == self.levels - 1
         given = {"X": "X" if level == 0 else f"X_l{level}"}
         for role, value in weights.items():
@@ -198,6 +200,7 @@ class _Builder:
             self.nodes.append(helper.make_node("Reshape", [flat, "flat"], [f"X_l{level + 1}"]))
 
     def model(self, width: int) -> onnx.ModelProto:
+        """The whole model, its inputs and outputs as in `save`; width: I of X. To be called once, after every level."""
         H, L, D = self.attributes["hidden_size"], self.levels, self.directions
         kind = helper.np_dtype_to_tensor_dtype(self.dtype)
         if L > 1:

@@ -1,5 +1,6 @@
 /* The recurrent kernels of every instruction set that this machine has, on arrays of exactly the size that kernels.h
- * promises them: the sanitizers see a read or write past an end. What is computed is the business of the Python tests. */
+ * promises them: the sanitizers see a read or write past an end. What is computed is the business of the Python tests.
+ */
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -87,7 +88,8 @@ static void cell(const rc_kernels *k, enum rc_cell kind, ptrdiff_t units, ptrdif
     const int gates = kind == RC_LSTM ? 4 : kind <= RC_RNN_RELU ? 1 : 3, before = kind == RC_GRU_RESET_BEFORE;
     const ptrdiff_t wide = rc_vectors(units, k->lanes) * k->lanes;
     const ptrdiff_t dz = units * (kind == RC_GRU ? 4 : gates);
-    rc_rows g = rows(m, wide * gates), h = rows(m, wide), next = rows(m, wide), c = rows(m, wide), reset = rows(m, wide);
+    rc_rows g = rows(m, wide * gates), h = rows(m, wide), next = rows(m, wide);
+    rc_rows c = rows(m, wide), reset = rows(m, wide);
     rc_rows y = apart(m, units), saved = rows(m, wide * rc_saved_gates(kind)), saved_c = rows(m, wide);
     rc_rows none = {NULL, 0, NULL}, h_prev = apart(m, units), dh = rows(m, wide), d = rows(m, dz);
     void *bias = array(wide);

@@ -19,7 +19,7 @@
 
 enum { MOST = 8, STEPS = 300 };
 
-/* Plain memory on purpose: only the pool and its barriers order the accesses, and ThreadSanitizer sees if they do not. */
+/* Plain memory on purpose: only the pool and its barriers order the accesses; ThreadSanitizer sees if they do not. */
 typedef struct {
     rc_barrier *barrier;
     long cells[MOST];

@@ -53,12 +53,19 @@ def activations_of(op: str, attributes: dict[str, Any], directions: int) -> list
     return [functions[d * each : (d + 1) * each] for d in range(directions)]
 
 
+# One step of one sequence in one direction: x (I,), h and c (H,), W (G*H, I), R (G*H, H), Wb and Rb (G*H,), P (3*H,) in
+# the operator's order of gates; `acts` as activations_of gives them, `clip` a function, `attributes` the node's. Each
+# returns the new (h, c), both (H,); an operator without c hands it on.
+
+
 def rnn_step(x, h, c, W, R, Wb, Rb, P, acts, clip, attributes):  # type: ignore[no-untyped-def]
+    """h = f(W x + R h + Wb + Rb)."""
     (f,) = acts
     return f(clip(W @ x + R @ h + Wb + Rb)), c
 
 
 def gru_step(x, h, c, W, R, Wb, Rb, P, acts, clip, attributes):  # type: ignore[no-untyped-def]
+    """Gates z, r, h; h = (1 - z) n + z h, with r before the product with Rh or, linear_before_reset, after it."""
     f, g = acts
     Wz, Wr, Wh = np.split(W, 3)
     Rz, Rr, Rh = np.split(R, 3)
@@ -74,6 +81,7 @@ def gru_step(x, h, c, W, R, Wb, Rb, P, acts, clip, attributes):  # type: ignore[
 
 
 def lstm_step(x, h, c, W, R, Wb, Rb, P, acts, clip, attributes):  # type: ignore[no-untyped-def]
+    """Gates i, o, f, c with peepholes P of i, o, f; C = f c + i g(.), h = o act_h(C)."""
     f, g, act_h = acts
     Wi, Wo, Wf, Wc = np.split(W, 4)
     Ri, Ro, Rf, Rc = np.split(R, 4)
