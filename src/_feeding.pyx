@@ -6,7 +6,7 @@ products over all tokens after the loop.
 """
 
 from libc.stdint cimport int64_t
-from libc.string cimport memcpy, memset
+from libc.string cimport memset
 
 cimport numpy as cnp
 
@@ -154,28 +154,26 @@ cdef void forward_step(const Feed *f, Py_ssize_t t, Py_ssize_t row, Py_ssize_t n
     cdef Py_ssize_t size = net.kernels.itemsize, base = f.first[t] + row, i, x = f.embedding + net.size
     cdef Py_ssize_t stride = net.width + net.hidden, units = padded_units(f)
     cdef const Layer *top = &f.layers[net.layers - 1]
-    cdef char *fed
+    cdef rc_rows states = rows_at(f.joined + (base * stride + net.width) * size, stride)
+    cdef char *fed = f.layers[0].x + (base * x + f.embedding) * size
+    cdef char *result = f.result + base * net.size * size
     cdef int layer
-    for i in range(n):
-        fed = f.layers[0].x + ((base + i) * x + f.embedding) * size
-        if t == 0:
-            memset(fed, 0, net.size * size)
-        else:
-            memcpy(fed, f.result + (f.first[t - 1] + row + i) * net.size * size, net.size * size)
+    if t == 0:
+        for i in range(n):
+            memset(fed + i * x * size, 0, net.size * size)
+    else:
+        copy_rows(size, at(f.result, f.first[t - 1] + row, net.size, f), rows_at(fed, x), n, net.size)
     for layer in range(net.layers):
         step_layer(f, layer, t, row, n)
-    for i in range(n):
-        memcpy(f.joined + ((base + i) * stride + net.width) * size, top.h + (base + i) * units * size,
-               net.hidden * size)
+    copy_rows(size, at(top.h, base, units, f), states, n, net.hidden)
     if net.kind == 2:
-        multiply(net.kernels, &net.query.shape, net.query.packed, net.query.bias, False, False,
-                 rows_at(f.joined + (base * stride + net.width) * size, stride), at(f.queries, base, net.hidden, f), n)
+        multiply(net.kernels, &net.query.shape, net.query.packed, net.query.bias, False, False, states,
+                 at(f.queries, base, net.hidden, f), n)
     for i in range(n):
         look_one(f, row + i, t, rank)
     multiply(net.kernels, &net.combine.shape, net.combine.packed, net.combine.bias, False, False,
              at(f.joined, base, stride, f), at(f.result, base, net.size, f), n)
-    fed = f.result + base * net.size * size
-    net.kernels.activate(RC_TANH, fed, fed, n * net.size)
+    net.kernels.activate(RC_TANH, result, result, n * net.size)
 
 
 cdef void forward_task(void *context, int rank, int size) noexcept nogil:
