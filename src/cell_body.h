@@ -178,15 +178,16 @@ INLINE vf step_start(enum kind kind, const rc_step *s, ptrdiff_t row, ptrdiff_t 
     return v_add(v_load(from), v_load(row_of(&s->product, row) + own * LANES));
 }
 
-/* The cell on a finished tile: `tiles` are rows of one panel (down), or panels of one row; z[v * tiles + i] is vector v
- * of the i-th. Not inlined, so that each cell's code stands once and not once for each shape of a tile; z comes through
- * the stack, in L1. */
-static __attribute__((noinline)) void step_finish(const rc_step *job, ptrdiff_t row, ptrdiff_t panel, int tiles,
-                                                  int down, int vectors, vf *z) {
+/* The cell on a finished tile of rows x panels; z[v * tiles + i] is vector v of the i-th, rows of a panel side by side.
+ * Not inlined, so that each cell's code stands once and not once for each shape of a tile; z comes through the stack, in
+ * L1. */
+static __attribute__((noinline)) void step_finish(const rc_step *job, ptrdiff_t row, ptrdiff_t panel, int rows,
+                                                  int panels, int vectors, vf *z) {
     const rc_step own = *job, *const s = &own; /* a copy that no store can reach: its fields are read once */
-#define EACH_TILE for (int i = 0; i < tiles; i++)
-#define ROW row + (down ? i : 0)
-#define PANEL (panel + (down ? 0 : i))
+    const int tiles = rows * panels;
+#define EACH_TILE for (int p = 0, i = 0; p < panels; p++) for (int r = 0; r < rows; r++, i++)
+#define ROW row + r
+#define PANEL (panel + p)
     switch (s->cell) {
     case RC_LSTM:
         sigmoid_all(z, 2 * tiles);
@@ -225,13 +226,13 @@ static void step(const rc_step *s) {
     const product g = {&s->shape, s->packed, from, s, s->row_begin, s->row_end, s->panel_begin, s->panel_end, s->chains,
                        s->backwards};
     switch (s->cell) {
-    case RC_LSTM: run_gates(LSTM, 4, &g); break;
-    case RC_GRU: run_gates(GRU, 3, &g); break;
+    case RC_LSTM: run(LSTM, &g); break;
+    case RC_GRU: run(GRU, &g); break;
     case RC_GRU_RESET_BEFORE:
-        if (s->phase == 0) run_gates(GRU_RZ, 2, &g);
-        else run_columns(GRU_N, &g);
+        if (s->phase == 0) run(GRU_RZ, &g);
+        else run(GRU_N, &g);
         break;
-    default: run_columns(RNN, &g);
+    default: run(RNN, &g);
     }
 }
 

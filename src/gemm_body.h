@@ -46,91 +46,121 @@ INLINE vf tile_start(enum kind kind, const void *job, ptrdiff_t row, ptrdiff_t p
     return gemm_start(g, row, panel * panel_vectors(&g->shape) + v);
 }
 
-INLINE void gemm_finish(const rc_gemm *g, ptrdiff_t row, ptrdiff_t panel, int vectors, const vf *z) {
+INLINE void gemm_finish(const rc_gemm *g, ptrdiff_t row, ptrdiff_t panel, int vectors, const vf *z, int next) {
     const ptrdiff_t first = panel * panel_vectors(&g->shape);
     real *c = row_of(&g->c, row);
     UNROLL for (int v = 0; v < vectors; v++) {
-        if (g->padded) v_store(c + (first + v) * LANES, z[v]);
-        else store_units(c, first + v, g->shape.units, z[v]);
+        if (g->padded) v_store(c + (first + v) * LANES, z[v * next]);
+        else store_units(c, first + v, g->shape.units, z[v * next]);
     }
 }
 
 INLINE void tile_finish(enum kind kind, const void *job, ptrdiff_t row, ptrdiff_t panel, int rows, int panels,
-                        int vectors, vf z[][4]) {
-    const int tiles = rows * panels; /* one of the two is 1 */
-    if (kind == GEMM) {
-        UNROLL for (int i = 0; i < tiles; i++)
-            gemm_finish(job, row + (panels == 1 ? i : 0), panel + (panels == 1 ? 0 : i), vectors, z[i]);
+                        int vectors, vf *z) {
+    if (kind != GEMM) {
+        step_finish(job, row, panel, rows, panels, vectors, z);
         return;
     }
-    vf by_gate[4 * MAX_ROWS];
-    UNROLL for (int v = 0; v < vectors; v++) {
-        UNROLL for (int i = 0; i < tiles; i++) by_gate[v * tiles + i] = z[i][v];
-    }
-    step_finish(job, row, panel, tiles, panels == 1, vectors, by_gate);
+    UNROLL for (int t = 0; t < rows * panels; t++)
+        gemm_finish(job, row + t % rows, panel + t / rows, vectors, z + t, rows * panels);
 }
 
 static void gemm(const rc_gemm *job) {
     const product g = {&job->shape, job->packed, &job->a, job, job->row_begin, job->row_end, job->panel_begin,
                        job->panel_end, 1, job->backwards};
-    if (job->shape.gates == 3) run_gates(GEMM, 3, &g);
-    else run_columns(GEMM, &g);
+    run(GEMM, &g);
 }
 
 /* ------------------------------------------------------------------------------------------- weight gradients */
 
 #define OUTER_ROWS (TILE_VECTORS / 4)
+#define OUTER_K 128 /* rows that one chain of a sum spans, on every instruction set: a tile's part of x stays in L1 */
+#define AHEAD_APART 16 /* rows of a to fetch ahead: they lie apart, so that the processor does not do it by itself */
 
-/* c[m][v] += sum_k a[k][m] * x[k][v]: `tail` elements in the last vector. */
-INLINE void outer_tile(const int rows, const int vectors, const int whole, const rc_outer *o, ptrdiff_t m,
-                       ptrdiff_t n, ptrdiff_t tail) {
-    vf acc[OUTER_ROWS][4];
-    UNROLL for (int r = 0; r < rows; r++) {
-        UNROLL for (int v = 0; v < vectors; v++) acc[r][v] = v_zero();
+/* Columns [n, n + 4 vectors) of rows [k, k + count) of x, one after the other: however far apart the rows lie, and
+ * whatever their number is a multiple of, the tiles read them in order and aligned. Zeros stand past the last column. */
+static void pack_columns(const rc_outer *o, ptrdiff_t k, ptrdiff_t count, ptrdiff_t n, int vectors, ptrdiff_t tail,
+                         real *to) {
+    for (ptrdiff_t i = 0; i < count; i++) {
+        const real *x = row_of(&o->x, k + i) + n;
+        for (int v = 0; v < vectors; v++, to += LANES)
+            v_store(to, v + 1 < vectors ? v_load(x + v * LANES) : v_load_n(x + v * LANES, tail));
     }
-    const real *a = (const real *)o->a.base + m;
-    for (ptrdiff_t k = 0; k < o->rows; k++, a += o->a.stride) {
-        const real *x = row_of(&o->x, k) + n;
-        vf w[4];
+}
+
+/* c[m][v] += sum_k a[k][m] * x[k][v] over `count` rows k: `tail` elements in the last vector. */
+INLINE void outer_tile(const int rows, const int vectors, const rc_outer *o, const real *a, const real *x,
+                       ptrdiff_t count, ptrdiff_t m, ptrdiff_t n, ptrdiff_t tail) {
+    vf acc[OUTER_ROWS][4];
+    real *c = (real *)o->c + m * o->c_stride + n;
+    UNROLL for (int r = 0; r < rows; r++) {
         UNROLL for (int v = 0; v < vectors; v++) {
-            w[v] = whole || v + 1 < vectors ? v_load(x + v * LANES) : v_load_n(x + v * LANES, tail);
+            acc[r][v] = v_zero();
+            __builtin_prefetch(c + r * o->c_stride + v * LANES, 1);
         }
+    }
+    TWICE for (ptrdiff_t k = 0; k < count; k++, a += o->a.stride, x += vectors * LANES) {
+        vf w[4];
+        __builtin_prefetch(a + AHEAD_APART * o->a.stride);
+        UNROLL for (int v = 0; v < vectors; v++) w[v] = v_load(x + v * LANES);
         UNROLL for (int r = 0; r < rows; r++) {
             vf b = v_set1(a[r]);
             UNROLL for (int v = 0; v < vectors; v++) acc[r][v] = v_fma(b, w[v], acc[r][v]);
         }
     }
     UNROLL for (int r = 0; r < rows; r++) {
-        real *c = (real *)o->c + (m + r) * o->c_stride + n;
-        UNROLL for (int v = 0; v < vectors; v++, c += LANES) {
-            if (whole || v + 1 < vectors) v_store(c, v_add(v_load(c), acc[r][v]));
-            else v_store_n(c, v_add(v_load_n(c, tail), acc[r][v]), tail);
+        UNROLL for (int v = 0; v < vectors; v++) {
+            real *to = c + r * o->c_stride + v * LANES;
+            if (v + 1 < vectors || tail == LANES) v_store(to, v_add(v_load(to), acc[r][v]));
+            else v_store_n(to, v_add(v_load_n(to, tail), acc[r][v]), tail);
         }
     }
 }
 
-INLINE void outer_strip(const int rows, const rc_outer *o, ptrdiff_t m) {
-    ptrdiff_t n = 0;
-    for (; n + 4 * LANES <= o->n; n += 4 * LANES) outer_tile(rows, 4, 1, o, m, n, 0);
-    const ptrdiff_t left = o->n - n;
-    if (left > 3 * LANES) outer_tile(rows, 4, 0, o, m, n, left - 3 * LANES);
-    else if (left > 2 * LANES) outer_tile(rows, 3, 0, o, m, n, left - 2 * LANES);
-    else if (left > LANES) outer_tile(rows, 2, 0, o, m, n, left - LANES);
-    else if (left > 0) outer_tile(rows, 1, 0, o, m, n, left);
-}
+/* All m of one block of k and columns. */
+#define OUTER_STRIP(vectors) \
+    static __attribute__((noinline)) void outer_strip_##vectors(const rc_outer *o, ptrdiff_t k, const real *x, \
+                                                                ptrdiff_t count, ptrdiff_t n, ptrdiff_t tail) { \
+        const real *a = (const real *)o->a.base + k * o->a.stride; \
+        ptrdiff_t m = o->m_begin; \
+        for (; m + OUTER_ROWS <= o->m_end; m += OUTER_ROWS) \
+            outer_tile(OUTER_ROWS, vectors, o, a + m, x, count, m, n, tail); \
+        switch (o->m_end - m) { \
+        case 1: outer_tile(1, vectors, o, a + m, x, count, m, n, tail); break; \
+        case 2: outer_tile(2, vectors, o, a + m, x, count, m, n, tail); break; \
+        OUTER_REST(vectors) \
+        default: break; \
+        } \
+    }
+#if OUTER_ROWS > 3
+#define OUTER_REST(vectors) \
+    case 3: outer_tile(3, vectors, o, a + m, x, count, m, n, tail); break; \
+    case 4: outer_tile(4, vectors, o, a + m, x, count, m, n, tail); break; \
+    case 5: outer_tile(5, vectors, o, a + m, x, count, m, n, tail); break;
+#else
+#define OUTER_REST(vectors)
+#endif
+OUTER_STRIP(1)
+OUTER_STRIP(2)
+OUTER_STRIP(3)
+OUTER_STRIP(4)
 
 static void outer(const rc_outer *o) {
-    ptrdiff_t m = o->m_begin;
-    for (; m + OUTER_ROWS <= o->m_end; m += OUTER_ROWS) outer_strip(OUTER_ROWS, o, m);
-    switch (o->m_end - m) {
-    case 1: outer_strip(1, o, m); break;
-    case 2: outer_strip(2, o, m); break;
-#if OUTER_ROWS > 3
-    case 3: outer_strip(3, o, m); break;
-    case 4: outer_strip(4, o, m); break;
-    case 5: outer_strip(5, o, m); break;
-#endif
-    default: break;
+    _Alignas(64) real x[OUTER_K * 4 * LANES];
+    for (ptrdiff_t k = 0; k < o->rows; k += OUTER_K) {
+        const ptrdiff_t count = o->rows - k < OUTER_K ? o->rows - k : OUTER_K;
+        for (ptrdiff_t n = 0; n < o->n; n += 4 * LANES) {
+            const ptrdiff_t left = rc_vectors(o->n - n, LANES);
+            const int vectors = left < 4 ? (int)left : 4;
+            const ptrdiff_t end = o->n - n - (vectors - 1) * LANES, tail = end < LANES ? end : LANES;
+            pack_columns(o, k, count, n, vectors, tail, x);
+            switch (vectors) {
+            case 1: outer_strip_1(o, k, x, count, n, tail); break;
+            case 2: outer_strip_2(o, k, x, count, n, tail); break;
+            case 3: outer_strip_3(o, k, x, count, n, tail); break;
+            default: outer_strip_4(o, k, x, count, n, tail);
+            }
+        }
     }
 }
 

@@ -1,13 +1,18 @@
-/* The micro-kernel of every matrix product: a tile of rows x vectors whose accumulators live in registers.
+/* The micro-kernel of every matrix product: a tile of rows x panels x vectors whose accumulators live in registers.
  *
  * What a tile starts from and what becomes of its sums is up to its `kind`: a plain product stores them, a cell
- * computes its equations on them. Rows, vectors and kind are compile-time constants in every instance, so that the
- * loops over them unroll and the accumulators stay in registers.
+ * computes its equations on them. Kind, rows, panels and vectors are compile-time constants in every instance, so that
+ * the loops over them unroll and the accumulators stay in registers. Every instance is a function of its own, so that
+ * the compiler has all registers for it: inlined into one large function its pointers went to the stack, a tenth slower.
  */
 
-#define ROW_PANELS (TILE_VECTORS >= 24 ? 4 : 2) /* panels side by side when there is only one row */
-
 enum kind { GEMM, RNN, LSTM, GRU, GRU_RZ, GRU_N };
+
+#define MAX_PANELS (TILE_VECTORS >= 24 ? 4 : 2) /* side by side */
+#define WIDE_ROWS 4                             /* of a tile of several panels */
+/* Panels side by side in a tile of so few rows that one panel would leave most accumulators idle, waiting for itself. */
+#define WIDE_PANELS(rows, vectors) \
+    (TILE_VECTORS / ((rows) * (vectors)) < MAX_PANELS ? TILE_VECTORS / ((rows) * (vectors)) : MAX_PANELS)
 
 INLINE real *row_of(const rc_rows *rows, ptrdiff_t i) {
     return rows->ptr ? (real *)rows->ptr[i] : (real *)rows->base + i * rows->stride;
@@ -17,31 +22,6 @@ INLINE int has_rows(const rc_rows *rows) { return rows->ptr || rows->base; }
 
 /* Vectors in a full panel. */
 INLINE int panel_vectors(const rc_shape *shape) { return shape->gates > 1 ? shape->gates : 4; }
-
-INLINE vf tile_start(enum kind kind, const void *job, ptrdiff_t row, ptrdiff_t panel, int v);
-INLINE void tile_finish(enum kind kind, const void *job, ptrdiff_t row, ptrdiff_t panel, int rows, int panels,
-                        int vectors, vf z[][4]);
-
-/* Weights come from L2 in the order in which they lie: fetch them this many rows of k ahead, for a tile of several rows
- * (which uses each of them longer) and for a single one. */
-#define AHEAD 8
-#define AHEAD_SINGLE 16
-
-/* acc[r][v] += sum_k a[r][k] * b[k][v] */
-INLINE void multiply(const int rows, const int vectors, const real *const *a, const real *b, ptrdiff_t k,
-                     vf acc[][4]) {
-    for (ptrdiff_t i = 0; i < k; i++, b += vectors * LANES) {
-        vf w[4];
-        UNROLL for (int v = 0; v < vectors; v++) {
-            w[v] = v_load(b + v * LANES);
-            __builtin_prefetch(b + (AHEAD * vectors + v) * LANES);
-        }
-        UNROLL for (int r = 0; r < rows; r++) {
-            vf x = v_set1(a[r][i]);
-            UNROLL for (int v = 0; v < vectors; v++) acc[r][v] = v_fma(x, w[v], acc[r][v]);
-        }
-    }
-}
 
 /* What all tiles of a product share. */
 typedef struct {
@@ -54,144 +34,175 @@ typedef struct {
     int backwards; /* from the last panel to the first */
 } product;
 
-INLINE void tile(enum kind kind, const int rows, const int vectors, const product *g, const real *b, ptrdiff_t row,
-                 ptrdiff_t panel) {
-    const real *pa[MAX_ROWS];
-    vf acc[MAX_ROWS][4];
-    UNROLL for (int r = 0; r < rows; r++) {
-        pa[r] = row_of(g->a, row + r);
-        UNROLL for (int v = 0; v < vectors; v++) acc[r][v] = tile_start(kind, g->job, row + r, panel, v);
-    }
-    multiply(rows, vectors, pa, b, g->shape->k, acc);
-    tile_finish(kind, g->job, row, panel, rows, 1, vectors, acc);
-}
+INLINE vf tile_start(enum kind kind, const void *job, ptrdiff_t row, ptrdiff_t panel, int v);
+/* z[v * rows * panels + p * rows + r]: vector v of row r and panel p of the tile */
+INLINE void tile_finish(enum kind kind, const void *job, ptrdiff_t row, ptrdiff_t panel, int rows, int panels,
+                        int vectors, vf *z);
 
-/* One row times `panels` panels, with k cut into `chains` partial sums: enough independent accumulators to hide the
- * latency of a multiply-add. Chain s covers k in [s, s + 1) * ceil(k / chains); their sum is a fixed tree. */
-INLINE void row_tile(enum kind kind, const int panels, const int vectors, const int chains, const void *job,
-                     const real *a, const real *b, ptrdiff_t k, ptrdiff_t row, ptrdiff_t panel) {
-    vf acc[4][4][4];
+/* Weights come from L2 in the order in which they lie. A tile of several rows fetches them so many rows of k ahead. */
+#define AHEAD 8
+
+/* acc[s][p * rows + r][v] += sum_k a[r][k] * b[p][k][v], chain s over k in [s, s + 1) * ceil(k / chains). Meanwhile the
+ * vectors from `later` on, `step` apart, come into L2. */
+INLINE void multiply(const int rows, const int panels, const int vectors, const int chains, const real *const *a,
+                     const real *b, ptrdiff_t k, vf acc[][MAX_ROWS][4], const real *later, ptrdiff_t step) {
     const ptrdiff_t each = (k + chains - 1) / chains, size = (ptrdiff_t)vectors * LANES, next = k * size;
-    UNROLL for (int p = 0; p < panels; p++) {
-        UNROLL for (int v = 0; v < vectors; v++) {
-            acc[0][p][v] = tile_start(kind, job, row, panel + p, v);
-            UNROLL for (int s = 1; s < chains; s++) acc[s][p][v] = v_zero();
-        }
-    }
-    for (ptrdiff_t i = 0; i < each; i++) {
+    TWICE for (ptrdiff_t i = 0; i < each; i++, later += step) {
+        if (rows > WIDE_ROWS) __builtin_prefetch(later, 0, 2);
         UNROLL for (int s = 0; s < chains; s++) {
             if (chains > 1 && s * each + i >= k) break;
-            vf x = v_set1(a[s * each + i]);
             UNROLL for (int p = 0; p < panels; p++) {
+                const real *row = b + p * next + (s * each + i) * size;
+                vf w[4];
                 UNROLL for (int v = 0; v < vectors; v++) {
-                    const real *w = b + p * next + (s * each + i) * size + v * LANES;
-                    __builtin_prefetch(w + AHEAD_SINGLE * size);
-                    acc[s][p][v] = v_fma(x, v_load(w), acc[s][p][v]);
+                    w[v] = v_load(row + v * LANES);
+                    if (rows > 1) __builtin_prefetch(row + AHEAD * size + v * LANES);
+                }
+                UNROLL for (int r = 0; r < rows; r++) {
+                    vf x = v_set1(a[r][s * each + i]);
+                    UNROLL for (int v = 0; v < vectors; v++)
+                        acc[s][p * rows + r][v] = v_fma(x, w[v], acc[s][p * rows + r][v]);
                 }
             }
         }
     }
-    UNROLL for (int p = 0; p < panels; p++) {
-        UNROLL for (int v = 0; v < vectors; v++) {
-            if (chains == 2) acc[0][p][v] = v_add(acc[0][p][v], acc[1][p][v]);
-            if (chains == 4)
-                acc[0][p][v] = v_add(v_add(acc[0][p][v], acc[1][p][v]), v_add(acc[2][p][v], acc[3][p][v]));
-        }
-    }
-    tile_finish(kind, job, row, panel, 1, panels, vectors, acc[0]);
 }
 
-INLINE const real *panel_of(const product *g, ptrdiff_t panel) {
+/* A tile, with k cut into `chains` partial sums where there are too few accumulators to hide the latency of a
+ * multiply-add; their sum is a fixed tree. */
+INLINE void tile(enum kind kind, const int rows, const int panels, const int vectors, const int chains,
+                 const product *g, const real *b, ptrdiff_t row, ptrdiff_t panel, const real *later, ptrdiff_t step) {
+    const int tiles = rows * panels;
+    const real *a[MAX_ROWS];
+    vf acc[4][MAX_ROWS][4], z[4 * MAX_ROWS];
+    UNROLL for (int r = 0; r < rows; r++) a[r] = row_of(g->a, row + r);
+    UNROLL for (int t = 0; t < tiles; t++) {
+        UNROLL for (int v = 0; v < vectors; v++) {
+            acc[0][t][v] = tile_start(kind, g->job, row + t % rows, panel + t / rows, v);
+            UNROLL for (int s = 1; s < chains; s++) acc[s][t][v] = v_zero();
+        }
+    }
+    multiply(rows, panels, vectors, chains, a, b, g->shape->k, acc, later, step);
+    UNROLL for (int v = 0; v < vectors; v++) {
+        UNROLL for (int t = 0; t < tiles; t++) {
+            vf sum = acc[0][t][v];
+            if (chains == 2) sum = v_add(sum, acc[1][t][v]);
+            if (chains == 4) sum = v_add(v_add(sum, acc[1][t][v]), v_add(acc[2][t][v], acc[3][t][v]));
+            z[v * tiles + t] = sum;
+        }
+    }
+    tile_finish(kind, g->job, row, panel, rows, panels, vectors, z);
+}
+
+/* ------------------------------------------------------------------------------------------------- the instances */
+
+typedef void tile_fn(const product *g, const real *b, ptrdiff_t row, ptrdiff_t panel, const real *later,
+                     ptrdiff_t step);
+
+/* The tiles of one kind whose panels have so many vectors. */
+typedef struct {
+    tile_fn *tile[9];             /* by rows: one panel */
+    tile_fn *wide[WIDE_ROWS + 1]; /* by rows: several panels */
+    tile_fn *cut[2];              /* one row and panel, k in 2 or 4 chains */
+} tiles;
+
+#define TILE(name, kind, rows, panels, least, vectors, chains) \
+    static __attribute__((noinline)) void name(const product *g, const real *b, ptrdiff_t row, ptrdiff_t panel, \
+                                               const real *later, ptrdiff_t step) { \
+        if (panels >= least && rows * (panels) <= MAX_ROWS && rows * (panels) * vectors <= TILE_VECTORS) \
+            tile(kind, rows, panels, vectors, chains, g, b, row, panel, later, step); \
+    }
+#define ROWS_TILE(kind, v, rows) TILE(kind##_##v##_##rows, kind, rows, 1, 1, v, 1)
+#define WIDE_TILE(kind, v, rows) TILE(kind##_##v##_wide_##rows, kind, rows, WIDE_PANELS(rows, v), 2, v, 1)
+#define CUT_TILE(kind, v, chains) TILE(kind##_##v##_cut_##chains, kind, 1, 1, 1, v, chains)
+#define DEFINE_TILES(kind, v) \
+    ROWS_TILE(kind, v, 1) ROWS_TILE(kind, v, 2) ROWS_TILE(kind, v, 3) ROWS_TILE(kind, v, 4) \
+    ROWS_TILE(kind, v, 5) ROWS_TILE(kind, v, 6) ROWS_TILE(kind, v, 7) ROWS_TILE(kind, v, 8) \
+    WIDE_TILE(kind, v, 1) WIDE_TILE(kind, v, 2) WIDE_TILE(kind, v, 3) WIDE_TILE(kind, v, 4) \
+    CUT_TILE(kind, v, 2) CUT_TILE(kind, v, 4) \
+    static const tiles kind##_##v = { \
+        {0, kind##_##v##_1, kind##_##v##_2, kind##_##v##_3, kind##_##v##_4, kind##_##v##_5, kind##_##v##_6, \
+         kind##_##v##_7, kind##_##v##_8}, \
+        {0, kind##_##v##_wide_1, kind##_##v##_wide_2, kind##_##v##_wide_3, kind##_##v##_wide_4}, \
+        {kind##_##v##_cut_2, kind##_##v##_cut_4}};
+
+DEFINE_TILES(GEMM, 1)
+DEFINE_TILES(GEMM, 2)
+DEFINE_TILES(GEMM, 3)
+DEFINE_TILES(GEMM, 4)
+DEFINE_TILES(RNN, 1)
+DEFINE_TILES(RNN, 2)
+DEFINE_TILES(RNN, 3)
+DEFINE_TILES(RNN, 4)
+DEFINE_TILES(GRU_N, 1)
+DEFINE_TILES(GRU_N, 2)
+DEFINE_TILES(GRU_N, 3)
+DEFINE_TILES(GRU_N, 4)
+DEFINE_TILES(LSTM, 4)
+DEFINE_TILES(GRU, 3)
+DEFINE_TILES(GRU_RZ, 2)
+
+static const tiles *const all_tiles[][5] = {
+    [GEMM] = {0, &GEMM_1, &GEMM_2, &GEMM_3, &GEMM_4},
+    [RNN] = {0, &RNN_1, &RNN_2, &RNN_3, &RNN_4},
+    [LSTM] = {0, 0, 0, 0, &LSTM_4},
+    [GRU] = {0, 0, 0, &GRU_3},
+    [GRU_RZ] = {0, 0, &GRU_RZ_2},
+    [GRU_N] = {0, &GRU_N_1, &GRU_N_2, &GRU_N_3, &GRU_N_4},
+};
+
+/* ------------------------------------------------------------------------------------------------------ all tiles */
+
+static const real *panel_of(const product *g, ptrdiff_t panel) {
     return g->packed + panel * panel_vectors(g->shape) * LANES * g->shape->k;
 }
 
 /* The vectors that a panel really has. */
-INLINE int vectors_of(const product *g, ptrdiff_t panel) {
+static int vectors_of(const product *g, ptrdiff_t panel) {
     if (g->shape->gates > 1) return g->shape->gates;
-    ptrdiff_t left = (g->shape->units + LANES - 1) / LANES - 4 * panel;
+    const ptrdiff_t left = rc_vectors(g->shape->units, LANES) - 4 * panel;
     return left < 4 ? (int)left : 4;
 }
 
-/* All rows times one panel, the rows shared out evenly between tiles (32 = 6 6 5 5 5 5). Blocks of k that stay in L1
- * were tried: they gain nothing at K 256 and lose a tenth at 1024. */
-INLINE void panel_rows(enum kind kind, const int vectors, const product *g, ptrdiff_t panel) {
-    enum { LIMIT = TILE_VECTORS };
-    const ptrdiff_t most = LIMIT / vectors < MAX_ROWS ? LIMIT / vectors : MAX_ROWS;
-    const ptrdiff_t rows = g->row_end - g->row_begin, tiles = (rows + most - 1) / most;
-    const real *b = panel_of(g, panel);
+/* All rows times one panel, the rows shared out evenly between tiles (32 = 6 6 5 5 5 5); while they pass, the next panel
+ * comes into L2, of which each fetches its part. The cells of a small layer, whose k is cut into chains, take their rows
+ * one by one. Blocks of k that stay in L1 were tried: they gain nothing at K 256 and lose a tenth at 1024. */
+static void run_panel(const tiles *by_rows, const product *g, ptrdiff_t panel) {
+    const int vectors = vectors_of(g, panel);
+    const ptrdiff_t most = TILE_VECTORS / vectors < MAX_ROWS ? TILE_VECTORS / vectors : MAX_ROWS, k = g->shape->k;
+    const ptrdiff_t rows = g->row_end - g->row_begin, count = (rows + most - 1) / most;
+    const ptrdiff_t step = count >= vectors ? LANES : (vectors + count - 1) / count * LANES;
+    const real *b = panel_of(g, panel), *later = g->backwards ? b - k * vectors * LANES : b + k * vectors * LANES;
     ptrdiff_t row = g->row_begin;
-    for (ptrdiff_t t = 0; t < tiles; t++) {
-        ptrdiff_t size = rows / tiles + (t < rows % tiles);
-#define ROWS(n) \
-    case n: \
-        if (n <= MAX_ROWS && n * vectors <= LIMIT) tile(kind, n, vectors, g, b, row, panel); \
-        break;
-        switch (size) { ROWS(1) ROWS(2) ROWS(3) ROWS(4) ROWS(5) ROWS(6) ROWS(7) ROWS(8) }
-#undef ROWS
+    for (; g->chains > 1 && row < g->row_end; row++) by_rows->cut[g->chains == 4](g, b, row, panel, b, 0);
+    for (ptrdiff_t t = 0; row < g->row_end; t++, later += k * step) {
+        const ptrdiff_t size = rows / count + (t < rows % count);
+        by_rows->tile[size](g, b, row, panel, later, step);
         row += size;
     }
 }
 
-/* Rows one by one, each times several panels at once. */
-INLINE void single_rows(enum kind kind, const int vectors, const int panels, const int chains, const product *g,
-                        ptrdiff_t panel) {
-    for (ptrdiff_t row = g->row_begin; row < g->row_end; row++) {
-        const real *a = row_of(g->a, row), *b = panel_of(g, panel);
-        row_tile(kind, panels, vectors, chains, g->job, a, b, g->shape->k, row, panel);
-    }
-}
-
-/* One panel. The cells of a small layer, whose k is cut into chains, take their rows one by one. */
-INLINE void run_panel(enum kind kind, const int vectors, const product *g, ptrdiff_t panel) {
-    if (kind != GEMM && g->chains == 2) single_rows(kind, vectors, 1, 2, g, panel);
-    else if (kind != GEMM && g->chains == 4) single_rows(kind, vectors, 1, 4, g, panel);
-    else panel_rows(kind, vectors, g, panel);
-}
-
-/* How many groups of ROW_PANELS full panels a single row takes at once. */
-INLINE ptrdiff_t groups_of(const int full, const product *g) {
-    if (g->row_end - g->row_begin != 1 || g->chains != 1) return 0;
-    ptrdiff_t panels = g->panel_end - g->panel_begin;
-    if (panels > 0 && vectors_of(g, g->panel_end - 1) != full) panels--;
-    return panels / ROW_PANELS;
-}
-
-INLINE void run_groups(enum kind kind, const int full, const product *g, ptrdiff_t groups) {
-    for (ptrdiff_t i = 0; i < groups; i++) {
-        ptrdiff_t group = g->backwards ? groups - 1 - i : i;
-        single_rows(kind, full, ROW_PANELS, 1, g, g->panel_begin + group * ROW_PANELS);
-    }
-}
-
-/* Panels [first, panel_end), of `full` vectors, or (full 0) of up to four. */
-INLINE void run_single_panels(enum kind kind, const int full, const product *g, ptrdiff_t first) {
-    for (ptrdiff_t i = 0; i < g->panel_end - first; i++) {
-        ptrdiff_t panel = g->backwards ? g->panel_end - 1 - i : first + i;
-        if (full) {
-            run_panel(kind, full, g, panel);
-            continue;
-        }
-        switch (vectors_of(g, panel)) {
-        case 1: run_panel(kind, 1, g, panel); break;
-        case 2: run_panel(kind, 2, g, panel); break;
-        case 3: run_panel(kind, 3, g, panel); break;
-        default: run_panel(kind, 4, g, panel);
-        }
-    }
+/* How many panels of `vectors` vectors all rows take side by side; 1 where they fill a tile with one. */
+static int wide_panels(const product *g, int vectors) {
+    const ptrdiff_t rows = g->row_end - g->row_begin;
+    if (rows > WIDE_ROWS || g->chains > 1) return 1;
+    const ptrdiff_t panels = WIDE_PANELS(rows, vectors);
+    return panels < 1 || rows * panels > MAX_ROWS ? 1 : (int)panels;
 }
 
 /* All panels. Where every other step goes backwards, the panels that one step left in the cache are the first that the
  * next one reads: of weights larger than a cache, what fits stays. */
-INLINE void run_panels(enum kind kind, const int wide, const int full, const product *g) {
-    const ptrdiff_t groups = panel_vectors(g->shape) == wide ? groups_of(wide, g) : 0;
-    for (int part = 0; part < 2; part++) {
-        if (part == (g->backwards != 0)) run_groups(kind, wide, g, groups);
-        else run_single_panels(kind, full, g, g->panel_begin + groups * ROW_PANELS);
+static void run(enum kind kind, const product *g) {
+    const ptrdiff_t panels = g->panel_end - g->panel_begin;
+    if (panels <= 0 || g->row_end <= g->row_begin) return; /* a thread without a part */
+    const int full = panel_vectors(g->shape), wide = wide_panels(g, full);
+    const ptrdiff_t whole = vectors_of(g, g->panel_end - 1) != full ? panels - 1 : panels;
+    const ptrdiff_t groups = wide > 1 ? whole / wide : 0, count = groups + panels - groups * wide;
+    for (ptrdiff_t i = 0; i < count; i++) {
+        const ptrdiff_t at = g->backwards ? count - 1 - i : i;
+        const ptrdiff_t panel = g->panel_begin + (at < groups ? at * wide : groups * wide + at - groups);
+        const tiles *by_rows = all_tiles[kind][vectors_of(g, panel)];
+        if (at < groups) by_rows->wide[g->row_end - g->row_begin](g, panel_of(g, panel), g->row_begin, panel, 0, 0);
+        else run_panel(by_rows, g, panel);
     }
 }
-
-/* Cells with gates: every panel has `full` vectors. */
-INLINE void run_gates(enum kind kind, const int full, const product *g) { run_panels(kind, full, full, g); }
-
-/* Panels of up to four vectors. */
-INLINE void run_columns(enum kind kind, const product *g) { run_panels(kind, 4, 0, g); }
