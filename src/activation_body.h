@@ -4,7 +4,7 @@
 #include <float.h>
 #include <math.h>
 
-/* sigmoid and tanh come for several vectors side by side, stage by stage: one is a chain of some 25 operations that
+/* sigmoid and tanh come for several vectors side by side, stage by stage: one is a chain of some 20 operations that
  * wait for each other, and the processor looks ahead too short a way to find the next one's by itself. */
 #define SIDE_BY_SIDE (TILE_VECTORS / 4) /* as many as there are registers for */
 #define EACH(n) UNROLL for (int i = 0; i < (n); i++)
@@ -25,29 +25,37 @@ INLINE void v_sigmoids(const int n, vf *x) { EACH(n) x[i] = sigmoid_lane(x[i]); 
 #define LOG2_E 1.44269504088896341f
 #define LN2_HIGH 0.693359375f
 #define LN2_LOW -2.12194440e-4f
+/* 1.5 2^23 + 127: added to x it leaves the integer nearest to x in the low bits, and there as the exponent of 2^x. */
+#define EXPONENT_ZERO 12583039.0f
 
-/* x[i] = 2^whole[i] (1 + p) with |p| < 0.42: p takes the place of x. For |x| < 90. The tail (e^r - 1 - r) / r^2 on
- * |r| <= ln2/2 has Taylor's coefficients, moved a little to even the error out. */
-INLINE void exp_parts(const int n, vf *x, vf *whole) {
-    static const float tail[] = {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f,
-                                 5.0000001201e-1f};
+/* x[i] = n ln2 + log(1 + p), n an integer and |p| < 0.42: p takes the place of x, and scale[i] = n + EXPONENT_ZERO. For
+ * |x| < 90. The tail (e^r - 1 - r) / r^2 on |r| <= ln2/2 is a minimax polynomial: 2^-28 of e^r. */
+INLINE void exp_parts(const int n, vf *x, vf *scale) {
+    static const float tail[] = {8.3687451609e-3f, 4.1668390796e-2f, 1.6666520398e-1f, 4.9999993432e-1f};
     vf p[SIDE_BY_SIDE];
-    EACH(n) whole[i] = v_round(v_mul(x[i], v_set1(LOG2_E)));
-    EACH(n) x[i] = v_fnma(whole[i], v_set1(LN2_HIGH), x[i]);
-    EACH(n) x[i] = v_fnma(whole[i], v_set1(LN2_LOW), x[i]);
-    EACH(n) p[i] = v_set1(1.9875691500e-4f);
-    UNROLL for (int d = 0; d < 5; d++) EACH(n) p[i] = v_fma(p[i], x[i], v_set1(tail[d]));
+    EACH(n) scale[i] = v_fma(x[i], v_set1(LOG2_E), v_set1(EXPONENT_ZERO));
+    EACH(n) p[i] = v_sub(scale[i], v_set1(EXPONENT_ZERO));
+    EACH(n) x[i] = v_fnma(p[i], v_set1(LN2_HIGH), x[i]);
+    EACH(n) x[i] = v_fnma(p[i], v_set1(LN2_LOW), x[i]);
+    EACH(n) p[i] = v_set1(1.3814539571e-3f);
+    UNROLL for (int d = 0; d < 4; d++) EACH(n) p[i] = v_fma(p[i], x[i], v_set1(tail[d]));
     EACH(n) x[i] = v_fma(p[i], v_mul(x[i], x[i]), x[i]);
+}
+
+/* 2^n of an integral n. */
+INLINE vf pow2(vf n) { return v_pow2(v_add(n, v_set1(EXPONENT_ZERO))); }
+/* The integer nearest to half of an integral n, of at most 2^20. */
+INLINE vf half_of(vf n) {
+    return v_sub(v_fma(n, v_set1(0.5f), v_set1(EXPONENT_ZERO)), v_set1(EXPONENT_ZERO));
 }
 
 /* e^x; 0 below -87.3 (there are no denormals here) and inf above 88.7. */
 static inline vf v_exp(vf x) {
-    vf n, p = v_min(v_set1(88.8f), v_max(v_set1(-87.4f), x));
-    exp_parts(1, &p, &n);
+    vf scale, p = v_min(v_set1(88.8f), v_max(v_set1(-87.4f), x));
+    exp_parts(1, &p, &scale);
     /* 2^n in two factors, since n reaches 128. */
-    vf half = v_round(v_mul(n, v_set1(0.5f)));
-    vf scale = v_pow2(half);
-    vf e = v_mul(v_mul(v_add(p, v_set1(1.0f)), scale), v_pow2(v_sub(n, half)));
+    vf n = v_sub(scale, v_set1(EXPONENT_ZERO)), half = half_of(n);
+    vf e = v_mul(v_mul(v_add(p, v_set1(1.0f)), pow2(half)), pow2(v_sub(n, half)));
     return v_lt(x, v_set1(-87.33654f), v_zero(), e);
 }
 
@@ -82,9 +90,9 @@ INLINE void v_tanhs(const int n, vf *x) {
 
 /* e^x for x <= 0, with the bits of v_exp and two thirds of its work: 2^n needs no second factor. */
 static inline vf v_exp_below(vf x) {
-    vf low = v_set1(-87.33654f), n, p = v_max(low, x);
-    exp_parts(1, &p, &n);
-    vf scale = v_pow2(n);
+    vf low = v_set1(-87.33654f), scale, p = v_max(low, x);
+    exp_parts(1, &p, &scale);
+    scale = v_pow2(scale);
     return v_lt(x, low, v_zero(), v_fma(scale, p, scale));
 }
 
@@ -95,8 +103,8 @@ static inline vf v_log(vf x) {
                                         -1.2420140846e-1f, 1.4249322787e-1f,  -1.6668057665e-1f,
                                         2.0000714765e-1f,  -2.4999993993e-1f, 3.3333331174e-1f};
     vf normal = v_min(v_set1(FLT_MAX), v_max(v_set1(FLT_MIN), x)), n = v_exponent(normal);
-    vf half = v_round(v_mul(n, v_set1(0.5f))); /* 2^-n in two factors, since n reaches 127 */
-    vf m = v_mul(v_mul(normal, v_pow2(v_neg(half))), v_pow2(v_sub(half, n)));
+    vf half = half_of(n); /* 2^-n in two factors, since n reaches 127 */
+    vf m = v_mul(v_mul(normal, pow2(v_neg(half))), pow2(v_sub(half, n)));
     vf root = v_set1(1.41421356f);
     n = v_lt(root, m, v_add(n, v_set1(1.0f)), n);
     vf r = v_sub(v_lt(root, m, v_mul(m, v_set1(0.5f)), m), v_set1(1.0f)), square = v_mul(r, r);

@@ -11,8 +11,6 @@ typedef double real;
 #define RC_REAL_IS_DOUBLE 1
 #define REAL_SQRT sqrt
 #define REAL_ABS fabs
-#define REAL_RINT rint
-#define REAL_LDEXP ldexp
 #define REAL_LOGB logb
 #define REAL_COPYSIGN copysign
 #include "simd_scalar.h"

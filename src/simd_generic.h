@@ -10,10 +10,18 @@
 typedef float real;
 #define REAL_SQRT sqrtf
 #define REAL_ABS fabsf
-#define REAL_RINT rintf
-#define REAL_LDEXP ldexpf
 #define REAL_LOGB logbf
 #define REAL_COPYSIGN copysignf
 #include "simd_scalar.h"
+
+#include <stdint.h>
+
+static inline vf v_pow2(vf n) {
+    uint32_t bits[LANES];
+    memcpy(bits, n.lane, sizeof bits);
+    EACH_LANE bits[l] <<= 23;
+    memcpy(n.lane, bits, sizeof bits);
+    return n;
+}
 
 #endif

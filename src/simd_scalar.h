@@ -4,8 +4,7 @@
  *   v_load_n(p, n) / v_store_n(p, v, n)   the first n lanes: the rest read as 0 / stay untouched (0 <= n <= LANES)
  *   v_fma(a, b, c) / v_fnma(a, b, c)      a*b + c / c - a*b   (one rounding where the hardware has it)
  *   v_max(a, b) / v_min(a, b)             b where the two are unordered, so NaN passes when it stands second
- *   v_round(a)                            to the nearest integer, ties to even
- *   v_pow2(n)                             2^n for an integral n within the exponent's range
+ *   v_pow2(n + EXPONENT_ZERO)             2^n for an integral n within the exponent's range (float only)
  *   v_exponent(a)                         floor(log2 |a|) for a normal a
  *   v_lt(a, b, x, y)                      a < b ? x : y
  *   v_copysign(mag, sgn)                  |mag| with the sign of sgn
@@ -48,8 +47,6 @@ LANEWISE2(v_min, a.lane[l] < b.lane[l] ? a.lane[l] : b.lane[l])
 LANEWISE1(v_sqrt, REAL_SQRT(a.lane[l]))
 LANEWISE1(v_abs, REAL_ABS(a.lane[l]))
 LANEWISE1(v_neg, -a.lane[l])
-LANEWISE1(v_round, REAL_RINT(a.lane[l]))
-LANEWISE1(v_pow2, REAL_LDEXP((real)1, a.lane[l] == a.lane[l] ? (int)a.lane[l] : 0))
 LANEWISE1(v_exponent, REAL_LOGB(a.lane[l]))
 LANEWISE2(v_copysign, REAL_COPYSIGN(a.lane[l], b.lane[l]))
 static inline vf v_lt(vf a, vf b, vf x, vf y) {
