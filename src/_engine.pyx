@@ -20,7 +20,7 @@ from rnn_core._plan cimport BATCH_FIRST, CONCATENATED, LN_HH, LN_IH, PACKED, TIM
     Table, View, Weights, batch_bytes, block, compact_view, gates_of, load_state, pack, padded, part_of, plan_batch, \
     store_state, user_view, whole
 from rnn_core._region cimport Call, backward_task, forward_task, run_call
-from rnn_core._runtime cimport fp_begin, fp_end, kernels_f32, kernels_f64, num_threads
+from rnn_core._runtime cimport cache_bytes, fp_begin, fp_end, kernels_f32, kernels_f64, num_threads
 from rnn_core._variants cimport Variants
 
 cnp.import_array()
@@ -141,8 +141,10 @@ cdef class Network:
         return max(1, BACK_TOKENS // max(1, rows))
 
     cdef bint by_units(self, ptrdiff_t rows, int threads) noexcept:
-        """Share out hidden units rather than sequences?"""
-        return rows < 8 * threads
+        """Share out hidden units rather than sequences? Of weights that one core's cache hardly holds each then keeps a
+        part; with smaller ones fewer sequences a thread are worth doing without a barrier a step."""
+        cdef size_t weights = self.units * self.out * gates_of(self.cell) * self.kernels.itemsize
+        return rows < (4 if 2 * weights <= cache_bytes(2) else 8) * threads
 
     # -- scratch
 

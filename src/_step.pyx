@@ -1,8 +1,8 @@
 """One time step of a cell for services that call it a thousand times a second: no allocation, one check, no GIL dance.
 
 A step shorter than about 10 microseconds keeps the GIL, so its scratch needs no lock; during a longer one the scratch
-is marked busy. Whatever does not fit here (other layouts or types, a step worth more threads, a second caller, a wrong
-argument) is the general path's, which gives the same bits or the right error.
+is marked busy. Whatever does not fit here (other layouts or types, a second caller, a wrong argument) is the general
+path's, which gives the same bits or the right error.
 """
 
 from libc.string cimport memcpy
@@ -11,16 +11,41 @@ cimport numpy as cnp
 
 from rnn_core._kernels cimport *
 from rnn_core._parameters cimport Buffer
-from rnn_core._plan cimport Block, Direction, Weights, block, padded, rows_at, whole
-from rnn_core._runtime cimport fp_begin, fp_end, kernels_f32, num_threads
+from rnn_core._plan cimport Block, Direction, Weights, block, padded, rows_at, share, whole
+from rnn_core._runtime cimport fp_begin, fp_end, kernels_f32, num_threads, run
 
 cnp.import_array()
 
 cdef enum:
-    # Multiply-adds of about 10 microseconds: a longer step lets go of the GIL, and may use more threads if there are.
+    # Multiply-adds of about 10 microseconds: a longer step lets go of the GIL.
     SHORT = 1 << 19
-    # Panels of W, then the same of R, and so on: see Stepper.multiply.
+    # From so many on, threads share out the panels.
+    WORTH_SHARING = 1 << 18
+    # Panels of W, then the same of R, and so on: see multiply.
     SLICE = 4
+
+
+# What the threads of a step share; each works on a copy.
+cdef struct Products:
+    const rc_kernels *kernels
+    rc_gemm inputs
+    rc_step cell
+    bint backwards                     # from the last panel to the first, as every other step
+
+
+cdef void multiply(void *context, int rank, int size) noexcept nogil:
+    """W x and R h, slice by slice, there in one call and back in the next: of weights larger than a cache, the half
+    that a call left there is the half that the next one starts with."""
+    cdef Products own = (<Products *>context)[0]
+    cdef ptrdiff_t panels = rc_panels(&own.inputs.shape, own.kernels.lanes), begin, end, i
+    share((panels + SLICE - 1) // SLICE, rank, size, &begin, &end)
+    own.inputs.backwards = own.cell.backwards = own.backwards
+    for i in range(end - begin):
+        own.inputs.panel_begin = SLICE * (end - 1 - i if own.backwards else begin + i)
+        own.inputs.panel_end = min(own.inputs.panel_begin + SLICE, panels)
+        own.cell.panel_begin, own.cell.panel_end = own.inputs.panel_begin, own.inputs.panel_end
+        own.kernels.gemm(&own.inputs)
+        own.kernels.step(&own.cell)
 
 
 cdef bint fits(object array, ptrdiff_t rows, ptrdiff_t columns, bint written) noexcept:
@@ -40,14 +65,12 @@ cdef class Stepper:
     cdef Py_ssize_t stamp
     cdef Block memory
     cdef ptrdiff_t rows                # that `memory` is for
-    cdef rc_gemm inputs
-    cdef rc_step cell
+    cdef Products products
     cdef rc_step second                # GRU_RESET_BEFORE's other phase
     cdef char *h_prev                  # for a GRU, which reads whole vectors of h
     cdef char *h
     cdef char *c
     cdef bint copies                   # h into h_prev
-    cdef bint backwards                # from the last panel to the first, as every other step
     cdef bint busy                     # a thread without the GIL is using `memory`
 
     def __init__(self, list buffers, pack):
@@ -75,11 +98,12 @@ cdef class Stepper:
         cdef char *reset = <char *>self.memory.take_zeros(rows * units * 4)
         cdef char *gates = <char *>self.memory.take(rows * row * 4)
         cdef rc_rows none = rows_at(NULL, 0)
-        cdef rc_gemm *g = &self.inputs
+        cdef rc_gemm *g = &self.products.inputs
+        self.products.kernels = self.weights.kernels
         g.shape, g.packed, g.bias, g.accumulate, g.padded = d.w, d.w_packed, d.bias, False, True
         g.c = rows_at(gates, row)
         g.row_begin, g.row_end = 0, rows
-        cdef rc_step *s = &self.cell
+        cdef rc_step *s = &self.products.cell
         s.backwards = False
         s.cell, s.phase, s.shape, s.packed, s.bias = d.cell, 0, d.r, d.r_packed, d.bias_n
         s.chains = d.chains if d.cell != RC_GRU_RESET_BEFORE else rc_chains(2, d.units)
@@ -93,35 +117,23 @@ cdef class Stepper:
         self.stamp, self.rows = stamp, rows
         return 0
 
-    cdef void multiply(self) noexcept nogil:
-        """W x and R h, slice by slice, there in one call and back in the next: of weights larger than a cache, the half
-        that a call left there is the half that the next one starts with."""
-        cdef const rc_kernels *k = self.weights.kernels
-        cdef ptrdiff_t panels = rc_panels(&self.inputs.shape, k.lanes), i, n = (panels + SLICE - 1) // SLICE
-        for i in range(n):
-            self.inputs.panel_begin = SLICE * (n - 1 - i if self.backwards else i)
-            self.inputs.panel_end = min(self.inputs.panel_begin + SLICE, panels)
-            self.cell.panel_begin, self.cell.panel_end = self.inputs.panel_begin, self.inputs.panel_end
-            self.inputs.backwards = self.cell.backwards = self.backwards
-            k.gemm(&self.inputs)
-            k.step(&self.cell)
-        self.backwards = not self.backwards
-
-    cdef void run(self, const float *x, const float *h, const float *c, float *out_h, float *out_c) noexcept nogil:
+    cdef void compute(self, const float *x, const float *h, const float *c, float *out_h, float *out_c,
+                      int threads) noexcept nogil:
         cdef const rc_kernels *k = self.weights.kernels
         cdef Direction *d = self.weights.directions
         cdef ptrdiff_t m, units = d.units, stride = whole(units, k.lanes), size = units * sizeof(float)
         cdef unsigned control = fp_begin()
-        self.inputs.a = rows_at(<void *>x, d.inputs)
-        self.cell.h_prev = rows_at(self.h_prev, stride) if self.copies else rows_at(<void *>h, units)
+        self.products.inputs.a = rows_at(<void *>x, d.inputs)
+        self.products.cell.h_prev = rows_at(self.h_prev, stride) if self.copies else rows_at(<void *>h, units)
         for m in range(self.rows):
             if self.copies:
                 memcpy(self.h_prev + m * stride * sizeof(float), h + m * units, size)
             if d.cell == RC_LSTM:
                 memcpy(self.c + m * stride * sizeof(float), c + m * units, size)
-        self.multiply()
+        run(multiply, &self.products, threads)
+        self.products.backwards = not self.products.backwards
         if d.cell == RC_GRU_RESET_BEFORE:
-            self.second.h_prev = self.cell.h_prev
+            self.second.h_prev = self.products.cell.h_prev
             k.step(&self.second)
         for m in range(self.rows):
             memcpy(out_h + m * units, self.h + m * stride * sizeof(float), size)
@@ -142,7 +154,8 @@ cdef class Stepper:
         cdef Direction *d = self.weights.directions
         cdef bint lstm = d.cell == RC_LSTM
         cdef ptrdiff_t work = rows * rc_row_size(&d.w, self.weights.kernels.lanes) * (d.inputs + d.units)
-        if self.weights.kernels != kernels_f32() or (work > SHORT and num_threads() > 1):
+        cdef int threads = num_threads() if work > WORTH_SHARING else 1
+        if self.weights.kernels != kernels_f32():
             return False
         if not fits(x, rows, d.inputs, False) or not fits(h, rows, d.units, False) \
                 or not fits(out_h, rows, d.units, True):
@@ -155,10 +168,10 @@ cdef class Stepper:
         cdef float *to_h = <float *>cnp.PyArray_DATA(out_h)
         cdef float *to_c = <float *>cnp.PyArray_DATA(out_c) if lstm else NULL
         if work <= SHORT:
-            self.run(from_x, from_h, from_c, to_h, to_c)
+            self.compute(from_x, from_h, from_c, to_h, to_c, threads)
             return True
         self.busy = True
         with nogil:
-            self.run(from_x, from_h, from_c, to_h, to_c)
+            self.compute(from_x, from_h, from_c, to_h, to_c, threads)
         self.busy = False
         return True
