@@ -74,16 +74,12 @@ cdef inline char *token(const View *v, const Batch *b, ptrdiff_t t, ptrdiff_t m)
         return v.sequence[m] + t * v.step
     return v.base + (b.first[t] + m - v.origin) * v.row
 
-# How many of sequences [begin, end) are still running at step t.
-cdef inline ptrdiff_t running(const Batch *b, ptrdiff_t begin, ptrdiff_t end, ptrdiff_t t) noexcept nogil:
-    cdef ptrdiff_t n = min(b.active[t], end) - begin
-    return n if n > 0 else 0
-
 # One thread's place among those that share a time loop. With `units` they share out hidden units and meet at a barrier
-# each step; else they share out sequences and need not meet.
+# each step; else they share out the sequences that are still running, and meet only where that number changes.
 cdef struct Team:
     int rank, size
     bint units
+    bint meets                         # in the time loop: so nobody may leave it alone
     bint leader                        # rank 0 of the whole call: looks for signals
     rc_barrier *barrier
     rc_stop *stop                      # this team's
@@ -94,7 +90,24 @@ cdef struct Team:
 cdef bint meet(Team *team) noexcept nogil
 cdef bint interrupted(Team *team) noexcept nogil
 cdef void share(ptrdiff_t n, int rank, int size, ptrdiff_t *begin, ptrdiff_t *end) noexcept nogil
-cdef void share_rows(const Batch *b, const Team *team, ptrdiff_t *begin, ptrdiff_t *end) noexcept nogil
+
+# The sequences that this thread takes through step t.
+cdef inline void share_rows(const Batch *b, const Team *team, ptrdiff_t t, ptrdiff_t *begin,
+                            ptrdiff_t *end) noexcept nogil:
+    begin[0], end[0] = 0, b.active[t]
+    if not team.units:
+        share(b.active[t], team.rank, team.size, begin, end)
+
+# Where a buffer of rows + team.size rows begins to be this thread's alone, whatever the step.
+cdef inline ptrdiff_t own_rows(const Batch *b, const Team *team) noexcept nogil:
+    return 0 if team.units else team.rank * ((b.rows + team.size - 1) // team.size)
+
+# Before step t, after step `before`: where threads share out another number of sequences, one may get what another has
+# just done. True when the call is to be left.
+cdef inline bint meet_if_shared_anew(const Batch *b, Team *team, ptrdiff_t t, ptrdiff_t before) noexcept nogil:
+    if not team.meets or team.units or before < 0 or before >= b.steps or b.active[t] == b.active[before]:
+        return False
+    return meet(team)
 
 cdef inline rc_rows rows_at(const void *base, ptrdiff_t stride) noexcept nogil:
     cdef rc_rows r

@@ -8,7 +8,7 @@ taken when the chunk is done and its dz still in the cache. Chunks do not depend
 from rnn_core._kernels cimport *
 from rnn_core._norms cimport hat_at, normalise_back, normalise_cell_back
 from rnn_core._plan cimport LN_C, LN_HH, LN_IH, Batch, Segment, Team, View, add_outer, from_row, interrupted, meet, \
-    product_job, rows_at, rows_by, running, share, share_rows, token, whole
+    meet_if_shared_anew, product_job, rows_at, rows_by, share, share_rows, token, whole
 from rnn_core._variants cimport add_product, add_rows, copy_rows, is_view, multiply_rows, split_rows
 
 
@@ -18,7 +18,7 @@ ctypedef fused real:
 
 
 cdef struct Part:
-    # Sequences [row_begin, row_end) and hidden units, in vectors, that this thread takes through time.
+    # Sequences [row_begin, row_end) of the step at hand and hidden units, in vectors, that this thread takes back.
     ptrdiff_t row_begin, row_end, unit_begin, unit_end
 
 
@@ -176,7 +176,7 @@ cdef void side_back(BackPass *p, const Batch *b, const Part *part, int which, co
 cdef bint step_back(BackPass *p, const Batch *b, const Part *part, Team *team, ptrdiff_t t, ptrdiff_t local,
                     void **pointers) noexcept nogil:
     """One step back; `local`: the step's first row in the chunk's buffers. True when the call is to be left."""
-    cdef ptrdiff_t n = running(b, part.row_begin, part.row_end, t), units = whole(p.d.units, p.kernels.lanes)
+    cdef ptrdiff_t n = part.row_end - part.row_begin, units = whole(p.d.units, p.kernels.lanes)
     cdef size_t itemsize = p.kernels.itemsize
     cdef int i
     cdef rc_step_back s
@@ -346,13 +346,16 @@ cdef void mask_states(BackPass *p, const Batch *b, Team *team, ptrdiff_t begin, 
             n += 1
 
 
-cdef bint chunk_back(BackPass *p, const Batch *b, const Part *part, Team *team, ptrdiff_t begin, ptrdiff_t end,
+cdef bint chunk_back(BackPass *p, const Batch *b, Part *part, Team *team, ptrdiff_t begin, ptrdiff_t end,
                      void **pointers) noexcept nogil:
     """Steps [begin, end) in the order opposite to the forward pass's, then the chunk's products."""
     cdef ptrdiff_t i, t, rows = b.first[end] - b.first[begin]
     for i in range(end - begin):
         t = begin + i if p.reverse else end - 1 - i
-        if running(b, part.row_begin, part.row_end, t) or team.units:
+        if meet_if_shared_anew(b, team, t, t - 1 if p.reverse else t + 1):
+            return True
+        share_rows(b, team, t, &part.row_begin, &part.row_end)
+        if part.row_end > part.row_begin or team.units:
             if step_back(p, b, part, team, t, b.first[t] - b.first[begin] + part.row_begin, pointers):
                 return True
         if interrupted(team):
@@ -376,7 +379,6 @@ cdef bint backward_pass(BackPass *p, const Batch *b, Team *team, ptrdiff_t chunk
     cdef Part part
     cdef ptrdiff_t i, begin, chunks = (b.steps + chunk - 1) // chunk
     cdef ptrdiff_t panels = (rc_vectors(p.d.units, p.kernels.lanes) + 3) // 4
-    share_rows(b, team, &part.row_begin, &part.row_end)
     part.unit_begin, part.unit_end = 0, rc_vectors(p.d.units, p.kernels.lanes)
     if team.units:
         share(panels, team.rank, team.size, &part.unit_begin, &part.unit_end)

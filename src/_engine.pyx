@@ -176,7 +176,7 @@ cdef class Network:
         cdef size_t units = whole(self.units, self.kernels.lanes), gates = units * gates_of(self.cell)
         cdef size_t tokens = chunk * rows if self.directions == 1 else b.first[b.steps]
         cdef size_t each = padded(passes, sizeof(Pass)) // passes + 6 * padded(rows * units, itemsize)
-        each += padded(chunk * rows * gates, itemsize) + padded(rows * gates, itemsize)
+        each += padded(chunk * (rows + threads) * gates, itemsize) + padded(rows * gates, itemsize)
         each += 5 * padded(rows, sizeof(char *))
         cdef size_t total = passes * (each + 64) + threads * padded(chunk * rows + rows, sizeof(void *))
         if not keep:
@@ -192,8 +192,10 @@ cdef class Network:
         cdef size_t outputs = padded(n * self.directions * self.out, itemsize) + 64
         return passes * each + self.layers * (1 + dropout) * outputs + 4096
 
-    cdef void set_pass(self, Pass *p, Direction *d, Block memory, const Batch *b, ptrdiff_t chunk) except *:
-        """The scratch of one direction; views and tape are set by the caller."""
+    cdef void set_pass(self, Pass *p, Direction *d, Block memory, const Batch *b, ptrdiff_t chunk,
+                       int threads) except *:
+        """The scratch of one direction; views and tape are set by the caller. Each thread's gates have room for its part
+        of the sequences rounded up."""
         cdef ptrdiff_t lanes = self.kernels.lanes, units = whole(d.units, lanes), out = whole(d.out, lanes)
         cdef size_t itemsize = self.kernels.itemsize, gates = rc_row_size(&d.w, lanes)
         memset(p, 0, sizeof(Pass))
@@ -201,7 +203,7 @@ cdef class Network:
         p.h[0] = <char *>memory.take(b.rows * out * itemsize)
         p.h[1] = <char *>memory.take(b.rows * out * itemsize)
         p.c = <char *>memory.take_zeros(b.rows * units * itemsize)
-        p.gates = <char *>memory.take(chunk * b.rows * gates * itemsize)
+        p.gates = <char *>memory.take(chunk * (b.rows + threads) * gates * itemsize)
         if d.projection:
             p.hidden = <char *>memory.take_zeros(b.rows * units * itemsize)
         if d.cell == RC_GRU_RESET_BEFORE:
@@ -256,9 +258,9 @@ cdef class Network:
         cdef int threads = self.team_size(rows), code = LAYOUTS[layout]
         cdef Block plan = block(batch_bytes(steps, rows)) if keep else self.check_out(batch_bytes(steps, rows))
         plan_batch(b, plan, steps, rows, lengths, order)
-        cdef ptrdiff_t chunk = self.chunk_of(b), n = b.first[b.steps]
+        cdef ptrdiff_t chunk = self.chunk_of(b), n = b.first[b.steps], hats = n if keep else rows + threads
         cdef size_t norms = self.layers * self.directions * norm_bytes(
-            <rc_cell>self.cell, self.units, n if keep else rows, rows, self.kernels) if weights.directions.normed else 0
+            <rc_cell>self.cell, self.units, hats, rows, self.kernels) if weights.directions.normed else 0
         cdef Block scratch = self.check_out(self.forward_bytes(b, chunk, threads, keep) + norms)
         cdef Block memory = self.tape_block(self.tape_bytes(b, masks is not None) + norms) if keep else scratch
         if variant is None and weights.directions.normed:
@@ -267,7 +269,7 @@ cdef class Network:
         if code == CONCATENATED:
             offsets = np.concatenate(([0], np.cumsum(lengths[:-1]))) if rows else np.zeros(0, np.int64)
         memset(&call, 0, sizeof(Call))
-        call.kernels, call.batch, call.chunk = self.kernels, b, chunk
+        call.kernels, call.batch, call.chunk, call.threads = self.kernels, b, chunk, threads
         call.layers, call.directions, call.units = self.layers, self.directions, self.by_units(rows, threads)
         call.units = call.units and all_h is None and variant is None
         call.passes = <Pass *>memory.take(self.layers * self.directions * sizeof(Pass))
@@ -283,7 +285,7 @@ cdef class Network:
                 call.passes[i].variant = variant.prepare(i, self.kernels, call.passes[i].d, b)
                 call.passes[i].product = call.passes[i].variant.product
                 if weights.directions.normed:
-                    take_norms(&call.passes[i].variant.norms, call.passes[i].d, n if keep else rows, rows, keep,
+                    take_norms(&call.passes[i].variant.norms, call.passes[i].d, hats, rows, keep,
                                self.kernels, memory)
         if n:
             run_call(&call, forward_task, threads, <double>n * self.work_of(weights))
@@ -328,7 +330,7 @@ cdef class Network:
             for d in range(self.directions):
                 i = layer * self.directions + d
                 p = &call.passes[i]
-                self.set_pass(p, &weights.directions[i], scratch, b, call.chunk)
+                self.set_pass(p, &weights.directions[i], scratch, b, call.chunk, call.threads)
                 p.reverse = d == 1
                 if keep:
                     self.set_tape(p, memory, b)

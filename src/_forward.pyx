@@ -9,13 +9,13 @@ from libc.string cimport memcpy
 
 from rnn_core._kernels cimport *
 from rnn_core._norms cimport normalise, normalise_cell
-from rnn_core._plan cimport FEW_ROWS, LN_HH, LN_IH, Batch, Team, View, from_row, interrupted, meet, product_job, \
-    rows_at, rows_by, running, share, share_rows, token, whole
+from rnn_core._plan cimport FEW_ROWS, LN_HH, LN_IH, Batch, Team, View, from_row, interrupted, meet, \
+    meet_if_shared_anew, own_rows, product_job, rows_at, rows_by, share, share_rows, token, whole
 from rnn_core._variants cimport copy_rows, is_view, mix_rows, multiply_rows
 
 
 cdef struct Part:
-    # What one thread does of a pass: sequences [row_begin, row_end), and its share of hidden units.
+    # What one thread does of a pass: sequences [row_begin, row_end) of the step at hand, and its share of hidden units.
     ptrdiff_t row_begin, row_end
     ptrdiff_t gates_begin, gates_end       # panels of W, which are those of R but for GRU_RESET_BEFORE's R_n
     ptrdiff_t rn_begin, rn_end
@@ -29,15 +29,22 @@ cdef void panels_of(const Pass *p, const rc_shape *shape, const Team *team, ptrd
         share(end[0], team.rank, team.size, begin, end)
 
 
-cdef void project_inputs(Pass *p, const Batch *b, const Part *part, ptrdiff_t begin, ptrdiff_t end, char *gates,
-                         void **pointers) noexcept nogil:
+cdef inline ptrdiff_t enter_step(const Batch *b, const Team *team, ptrdiff_t t, Part *part) noexcept nogil:
+    """How many sequences this thread takes through step t."""
+    share_rows(b, team, t, &part.row_begin, &part.row_end)
+    return part.row_end - part.row_begin
+
+
+cdef void project_inputs(Pass *p, const Batch *b, Part *part, const Team *team, ptrdiff_t begin, ptrdiff_t end,
+                         char *gates, void **pointers) noexcept nogil:
     """gates <- W x + b for this thread's tokens of steps [begin, end), in ascending order of time. With a table the
     gate rows are there already: `pointers` gets them."""
     cdef ptrdiff_t t, m, n = 0, row = rc_row_size(&p.d.w, p.kernels.lanes) * <ptrdiff_t>p.kernels.itemsize
     cdef rc_gemm job
     cdef rc_rows to = rows_at(gates, rc_row_size(&p.d.w, p.kernels.lanes))
     for t in range(begin, end):
-        for m in range(part.row_begin, part.row_begin + running(b, part.row_begin, part.row_end, t)):
+        enter_step(b, team, t, part)
+        for m in range(part.row_begin, part.row_end):
             pointers[n] = token(&p.x, b, t, m)
             if p.table != NULL:
                 pointers[n] = p.table + (<int64_t *>pointers[n])[0] * row
@@ -48,7 +55,7 @@ cdef void project_inputs(Pass *p, const Batch *b, const Part *part, ptrdiff_t be
     job.panel_begin, job.panel_end = part.gates_begin, part.gates_end
     p.kernels.gemm(&job)
     if p.d.normed:
-        normalise_inputs(p, b, part, begin, end, gates)
+        normalise_inputs(p, b, part, team, begin, end, gates)
 
 
 cdef inline ptrdiff_t hat_row(const Pass *p, const Batch *b, const Part *part, ptrdiff_t t) noexcept nogil:
@@ -56,25 +63,16 @@ cdef inline ptrdiff_t hat_row(const Pass *p, const Batch *b, const Part *part, p
     return part.row_begin + (b.first[t] if p.variant.norms.kept else 0)
 
 
-cdef void normalise_inputs(Pass *p, const Batch *b, const Part *part, ptrdiff_t begin, ptrdiff_t end,
+cdef void normalise_inputs(Pass *p, const Batch *b, Part *part, const Team *team, ptrdiff_t begin, ptrdiff_t end,
                            char *gates) noexcept nogil:
-    cdef ptrdiff_t t, n, before = 0
+    cdef ptrdiff_t t, n, to, before = 0
     cdef rc_rows x
     for t in range(begin, end):
-        n = running(b, part.row_begin, part.row_end, t)
+        n = enter_step(b, team, t, part)
         x = from_row(gates, rc_row_size(&p.d.w, p.kernels.lanes), before, p.kernels.itemsize)
-        normalise(p.kernels, p.d, &p.variant.norms, LN_IH, 0, p.d.w.gates, x, x, hat_row(p, b, part, t), n)
+        to = hat_row(p, b, part, t) if p.variant.norms.kept else own_rows(b, team)
+        normalise(p.kernels, p.d, &p.variant.norms, LN_IH, 0, p.d.w.gates, x, x, to, n)
         before += n
-
-
-cdef void prepare_step(Pass *p, const Batch *b, const Part *part, rc_step *s) noexcept nogil:
-    """What does not change from step to step."""
-    cdef ptrdiff_t lanes = p.kernels.lanes, row = part.row_begin, units = whole(p.d.units, lanes)
-    cdef size_t itemsize = p.kernels.itemsize
-    s.cell, s.phase, s.bias, s.row_begin = p.d.cell, 0, p.d.bias_n, 0
-    s.c = from_row(p.c, units, row, itemsize)
-    s.reset = from_row(p.reset, units, row, itemsize)
-    s.product = from_row(p.product, rc_row_size(&p.d.w, lanes), row, itemsize)
 
 
 cdef void run_cell(Pass *p, const Batch *b, const Part *part, rc_step *s, ptrdiff_t t, ptrdiff_t done,
@@ -176,7 +174,10 @@ cdef bint one_step(Pass *p, const Batch *b, const Part *part, Team *team, rc_ste
     cdef ptrdiff_t units = whole(p.d.units, lanes), out = whole(p.d.out, lanes)
     cdef ptrdiff_t saved = units * rc_saved_gates(p.d.cell)
     cdef size_t itemsize = p.kernels.itemsize
-    s.row_end = running(b, part.row_begin, part.row_end, t)
+    s.cell, s.bias, s.row_begin, s.row_end = p.d.cell, p.d.bias_n, 0, part.row_end - part.row_begin
+    s.c = from_row(p.c, units, part.row_begin, itemsize)
+    s.reset = from_row(p.reset, units, part.row_begin, itemsize)
+    s.product = from_row(p.product, rc_row_size(&p.d.w, lanes), part.row_begin, itemsize)
     s.h_prev = from_row(p.h[done % 2], out, part.row_begin, itemsize)
     s.h_next = from_row(p.h[(done + 1) % 2], out, part.row_begin, itemsize)
     s.saved = from_row(p.saved, saved, tape, itemsize)
@@ -212,25 +213,28 @@ cdef bint one_step(Pass *p, const Batch *b, const Part *part, Team *team, rc_ste
     return team.units and meet(team)
 
 
-cdef bint chunk_steps(Pass *p, const Batch *b, const Part *part, Team *team, rc_step *s, ptrdiff_t begin,
-                      ptrdiff_t end, char *gates, void **pointers) noexcept nogil:
+cdef bint chunk_steps(Pass *p, const Batch *b, Part *part, Team *team, ptrdiff_t begin, ptrdiff_t end,
+                      char *gates, void **pointers) noexcept nogil:
     """The recurrence over steps [begin, end), whose input projection lies in `gates`, or where `pointers` say."""
     cdef ptrdiff_t i, t, n, row = rc_row_size(&p.d.w, p.kernels.lanes)
     cdef ptrdiff_t before = 0, total = 0
     cdef void **outputs
+    cdef rc_step s
     for t in range(begin, end):
-        total += running(b, part.row_begin, part.row_end, t)
+        total += enter_step(b, team, t, part)
     outputs = pointers + total
     for i in range(end - begin):
         t = end - 1 - i if p.reverse else begin + i
-        n = running(b, part.row_begin, part.row_end, t)
+        if meet_if_shared_anew(b, team, t, t + 1 if p.reverse else t - 1):
+            return True
+        n = enter_step(b, team, t, part)
         if p.reverse:
             total -= n
             before = total
         s.gates = rows_by(pointers + before) if p.table != NULL else from_row(gates, row, before, p.kernels.itemsize)
         if not p.reverse:
             before += n
-        if (n > 0 or team.units) and one_step(p, b, part, team, s, t, b.steps - 1 - t if p.reverse else t, outputs):
+        if (n > 0 or team.units) and one_step(p, b, part, team, &s, t, b.steps - 1 - t if p.reverse else t, outputs):
             return True
         if interrupted(team):
             return True
@@ -242,21 +246,20 @@ cdef bint forward_span(Pass *p, const Batch *b, Team *team, ptrdiff_t begin, ptr
     """This thread's part of steps [begin, end), `chunk` steps at a time. `pointers` holds (chunk + 1) * rows of them.
     True when the call is to be left."""
     cdef Part part
-    cdef rc_step step
     cdef ptrdiff_t i, first, last, chunks = (end - begin + chunk - 1) // chunk
-    cdef char *gates
-    share_rows(b, team, &part.row_begin, &part.row_end)
+    cdef ptrdiff_t row = rc_row_size(&p.d.w, p.kernels.lanes) * <ptrdiff_t>p.kernels.itemsize
+    cdef char *gates = p.gates + chunk * own_rows(b, team) * row
     panels_of(p, &p.d.w, team, &part.gates_begin, &part.gates_end)
     panels_of(p, &p.d.rn, team, &part.rn_begin, &part.rn_end)
     panels_of(p, &p.d.p, team, &part.out_begin, &part.out_end)
-    gates = p.gates + chunk * part.row_begin * rc_row_size(&p.d.w, p.kernels.lanes) * <ptrdiff_t>p.kernels.itemsize
-    prepare_step(p, b, &part, &step)
     for i in range(chunks):
         first = begin + (chunks - 1 - i if p.reverse else i) * chunk
         last = min(first + chunk, end)
-        project_inputs(p, b, &part, first, last, gates, pointers)
+        project_inputs(p, b, &part, team, first, last, gates, pointers)
         if p.d.cell == RC_GRU_RESET_BEFORE and team.units and meet(team):  # R_n's panels are others than W's
             return True
-        if chunk_steps(p, b, &part, team, &step, first, last, gates, pointers):
+        if chunk_steps(p, b, &part, team, first, last, gates, pointers):
+            return True
+        if team.meets and not team.units and meet(team):  # now and then, so that all can leave
             return True
     return False

@@ -77,33 +77,13 @@ cdef bint interrupted(Team *team) noexcept nogil:
     """Look for signals (the leader), and tell whether this thread may leave its loop now: only where nobody waits."""
     if team.leader and tick(&team.tick) != 0:
         rc_stop_set(team.call)
-    return not team.units and rc_stop_asked(team.call)
+    return not team.meets and rc_stop_asked(team.call)
 
 
 cdef void share(ptrdiff_t n, int rank, int size, ptrdiff_t *begin, ptrdiff_t *end) noexcept nogil:
     """The part of n equal pieces that falls to `rank`."""
     begin[0] = n * rank // size
     end[0] = n * (rank + 1) // size
-
-
-cdef ptrdiff_t row_bound(const Batch *b, int rank, int size) noexcept nogil:
-    """The first sequence of `rank`, so that all ranks have about the same number of tokens."""
-    cdef ptrdiff_t m, seen = 0, tokens = b.first[b.steps]
-    if tokens == b.rows * b.steps:
-        return b.rows * rank // size
-    for m in range(b.rows):
-        if seen * size >= tokens * rank:
-            return m
-        seen += b.length[m]
-    return b.rows
-
-
-cdef void share_rows(const Batch *b, const Team *team, ptrdiff_t *begin, ptrdiff_t *end) noexcept nogil:
-    begin[0], end[0] = 0, b.rows
-    if not team.units and team.size > 1:
-        begin[0] = row_bound(b, team.rank, team.size)
-        if team.rank + 1 < team.size:
-            end[0] = row_bound(b, team.rank + 1, team.size)
 
 
 # ----------------------------------------------------------------------------------------------------------- weights

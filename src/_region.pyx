@@ -14,7 +14,9 @@ cdef enum:
 
 cdef Team make_team(Call *call, int which, int rank, int size, bint leader) noexcept nogil:
     cdef Team t
+    cdef bint ragged = call.batch.first[call.batch.steps] != call.batch.rows * call.batch.steps
     t.rank, t.size, t.leader, t.units = rank, size, leader, call.units and size > 1
+    t.meets = size > 1 and (call.units or ragged)
     t.barrier, t.stop, t.call = &call.barrier[which], &call.team_stop[which], &call.stop
     t.count, t.tick = 0, 0
     return t
