@@ -40,15 +40,15 @@ cdef class Block:
 
 
 cdef Block block(size_t bytes):
+    """Of a large block the large pages are those that it fills to the half: the rest stays in small ones."""
     cdef Block b = Block.__new__(Block)
     cdef bint large = bytes >= HUGE_PAGE // 2
-    b.size = bytes + CACHE_LINE
-    if large:
-        b.size = (b.size + HUGE_PAGE - 1) // HUGE_PAGE * HUGE_PAGE
+    cdef size_t huge = (bytes + HUGE_PAGE // 2) // HUGE_PAGE * HUGE_PAGE
+    b.size = max(bytes + CACHE_LINE, huge)
     if posix_memalign(<void **>&b.data, HUGE_PAGE if large else CACHE_LINE, b.size) != 0:
         raise MemoryError(f"cannot allocate {bytes} bytes")
     if large:
-        rc_use_huge_pages(b.data, b.size)
+        rc_use_huge_pages(b.data, huge)
     return b
 
 
