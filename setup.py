@@ -45,9 +45,10 @@ def module_of(source):
 
 
 def c_flags(source):
-    """The flags for one of our C files; RC_HAVE_AVX2 and so on name the kernels that are linked in."""
+    """The flags for one of our C files; RC_HAVE_AVX2 and so on name the kernels that are linked in. Python's own flags
+    have -fwrapv, which puts more indices into the inner loops than there are registers: a sixth of their speed."""
     have = [f"-DRC_HAVE_{Path(c).stem[8:].upper()}" for c in c_sources() if Path(c).stem.startswith("kernels_")]
-    return C_FLAGS + have + ISA_FLAGS.get(Path(source).stem, [])
+    return [*C_FLAGS, "-fno-wrapv", *have] + ISA_FLAGS.get(Path(source).stem, [])
 
 
 def is_fresh(made, source):

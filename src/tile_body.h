@@ -171,13 +171,16 @@ static void run_panel(const tiles *by_rows, const product *g, ptrdiff_t panel) {
     const int vectors = vectors_of(g, panel);
     const ptrdiff_t most = TILE_VECTORS / vectors < MAX_ROWS ? TILE_VECTORS / vectors : MAX_ROWS, k = g->shape->k;
     const ptrdiff_t rows = g->row_end - g->row_begin, count = (rows + most - 1) / most;
-    const ptrdiff_t step = count >= vectors ? LANES : (vectors + count - 1) / count * LANES;
-    const real *b = panel_of(g, panel), *later = g->backwards ? b - k * vectors * LANES : b + k * vectors * LANES;
+    const ptrdiff_t each = (vectors + count - 1) / count; /* vectors of the next panel's rows that a tile fetches */
+    const ptrdiff_t after = g->backwards ? panel - 1 : panel + 1;
+    const int fetch = after >= g->panel_begin && after < g->panel_end;
+    const real *b = panel_of(g, panel), *next = panel_of(g, after);
     ptrdiff_t row = g->row_begin;
     for (; g->chains > 1 && row < g->row_end; row++) by_rows->cut[g->chains == 4](g, b, row, panel, b, 0);
-    for (ptrdiff_t t = 0; row < g->row_end; t++, later += k * step) {
+    for (ptrdiff_t t = 0; row < g->row_end; t++) {
         const ptrdiff_t size = rows / count + (t < rows % count);
-        by_rows->tile[size](g, b, row, panel, later, step);
+        if (fetch && t * each < vectors) by_rows->tile[size](g, b, row, panel, next + t * k * each * LANES, each * LANES);
+        else by_rows->tile[size](g, b, row, panel, b, 0);
         row += size;
     }
 }
