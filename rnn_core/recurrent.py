@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from rnn_core import _dense, checks, recompute, variants
 from rnn_core._engine import Network
+from rnn_core._step import Stepper
 from rnn_core.module import Module
 
 Array = NDArray[Any]
@@ -103,7 +104,7 @@ class Recurrent(Module):
     zoneout: float
     layer_norm: bool
     _has_c = False
-    _transient: tuple[str, ...] = ("_packed",)
+    _transient: tuple[str, ...] = ("_packed", "_stepper")
 
     def __init__(
         self,
@@ -140,6 +141,7 @@ class Recurrent(Module):
         self.calls = 0  # of forward with random masks; set it to go on where a former run stopped
         self._network: Network | None = None
         self._packed: tuple[tuple[int, ...], Any] | None = None
+        self._stepper: Stepper | None = None
 
     def _cell(self) -> str:
         raise NotImplementedError
@@ -280,12 +282,24 @@ class Recurrent(Module):
         """Inference on arrays that need no more looks at them: a short call is mostly overhead."""
         first, second, _ = x.shape
         steps, batch = (second, first) if self.batch_first else (first, second)
-        y = np.empty((first, second, self._directions * self._out), self.dtype)
         h, c = self._new_states(batch)
-        layout = "batch_first" if self.batch_first else "time_major"
         h0, c0 = state if self._has_c and state is not None else (state, None)
-        self._engine().forward(self._weights(), x, y, layout, steps, batch, None, h0, c0, h, c)
+        if steps == 1 and self._step(x, h0, c0, h, c):
+            y = h.reshape(first, second, self._out).copy()
+        else:
+            y = np.empty((first, second, self._directions * self._out), self.dtype)
+            layout = "batch_first" if self.batch_first else "time_major"
+            self._engine().forward(self._weights(), x, y, layout, steps, batch, None, h0, c0, h, c)
         return y, h if c is None else (h, c)
+
+    def _step(self, x: Any, h0: Array | None, c0: Array | None, h: Array, c: Array | None) -> bool:
+        """A sequence of one step as a cell's, where there is one cell: h and c are written, or False."""
+        if len(self._names) > 1 or self.proj_size or self.layer_norm or not h.size:
+            return False
+        if self._stepper is None:
+            self._stepper = Stepper(list(self._buffers.values()), self._weights, 3)
+        zeros = np.zeros_like(h) if h0 is None else None
+        return bool(self._stepper.step(x, zeros if h0 is None else h0, zeros if c0 is None else c0, h, c))
 
     def forward(self, x: ArrayLike | Ragged, state: State = None, lengths: ArrayLike | None = None, *,
                 return_all_states: bool = False, recompute: bool = False) -> Any:

@@ -194,8 +194,8 @@ cdef class Network:
 
     cdef void set_pass(self, Pass *p, Direction *d, Block memory, const Batch *b, ptrdiff_t chunk,
                        int threads) except *:
-        """The scratch of one direction; views and tape are set by the caller. Each thread's gates have room for its part
-        of the sequences rounded up."""
+        """The scratch of one direction; views and tape are set by the caller. Each thread's gates have room for its
+        part of the sequences rounded up."""
         cdef ptrdiff_t lanes = self.kernels.lanes, units = whole(d.units, lanes), out = whole(d.out, lanes)
         cdef size_t itemsize = self.kernels.itemsize, gates = rc_row_size(&d.w, lanes)
         memset(p, 0, sizeof(Pass))

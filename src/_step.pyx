@@ -48,21 +48,25 @@ cdef void multiply(void *context, int rank, int size) noexcept nogil:
         own.kernels.step(&own.cell)
 
 
-cdef bint fits(object array, ptrdiff_t rows, ptrdiff_t columns, bint written) noexcept:
-    """A float32 (rows, columns) array that can be read, or written, as it lies."""
+cdef bint fits(object array, int dims, ptrdiff_t rows, ptrdiff_t columns, bint written) noexcept:
+    """A float32 array of `dims` axes with so many rows in all and columns that can be read, or written, as it lies."""
     if not cnp.PyArray_CheckExact(array) or cnp.PyArray_TYPE(array) != cnp.NPY_FLOAT32:
         return False
-    if cnp.PyArray_NDIM(array) != 2 or cnp.PyArray_DIM(array, 0) != rows or cnp.PyArray_DIM(array, 1) != columns:
+    if cnp.PyArray_NDIM(array) != dims or cnp.PyArray_DIM(array, dims - 1) != columns:
+        return False
+    if cnp.PyArray_SIZE(array) != rows * columns:
         return False
     return cnp.PyArray_ISCARRAY(array) if written else cnp.PyArray_ISCARRAY_RO(array)
 
 
 cdef class Stepper:
-    """The fast path of one cell. `buffers` are its parameters; when one has been written, `weights` is asked again."""
+    """The fast path of one cell, or of a layer whose sequences have one step. `buffers` are its parameters; when one has
+    been written, `pack` is asked again. Arrays have `dims` axes, of which all but the last count rows."""
     cdef Weights weights
     cdef object pack
     cdef list buffers
     cdef Py_ssize_t stamp
+    cdef int dims
     cdef Block memory
     cdef ptrdiff_t rows                # that `memory` is for
     cdef Products products
@@ -73,8 +77,8 @@ cdef class Stepper:
     cdef bint copies                   # h into h_prev
     cdef bint busy                     # a thread without the GIL is using `memory`
 
-    def __init__(self, list buffers, pack):
-        self.buffers, self.pack, self.stamp, self.rows = buffers, pack, -1, -1
+    def __init__(self, list buffers, pack, int dims=2):
+        self.buffers, self.pack, self.dims, self.stamp, self.rows = buffers, pack, dims, -1, -1
 
     cdef Py_ssize_t versions(self) noexcept:
         """Moves with every write to a parameter, since versions only grow."""
@@ -144,11 +148,9 @@ cdef class Stepper:
     def step(self, x, h, c, out_h, out_c):
         """Do the step if everything fits; False (and nothing done) if it does not. c and out_c: None but for an LSTM.
         out_h may be h and out_c may be c."""
-        if not cnp.PyArray_CheckExact(x) or cnp.PyArray_NDIM(x) != 2:
+        if self.busy or not cnp.PyArray_CheckExact(x) or cnp.PyArray_NDIM(x) != self.dims:
             return False
-        cdef ptrdiff_t rows = cnp.PyArray_DIM(x, 0)
-        if self.busy:
-            return False
+        cdef ptrdiff_t rows = cnp.PyArray_DIM(x, 0) * (cnp.PyArray_DIM(x, 1) if self.dims == 3 else 1)
         if self.rows != rows or self.stamp != self.versions():
             self.prepare(rows)
         cdef Direction *d = self.weights.directions
@@ -157,10 +159,10 @@ cdef class Stepper:
         cdef int threads = num_threads() if work > WORTH_SHARING else 1
         if self.weights.kernels != kernels_f32():
             return False
-        if not fits(x, rows, d.inputs, False) or not fits(h, rows, d.units, False) \
-                or not fits(out_h, rows, d.units, True):
+        if not fits(x, self.dims, rows, d.inputs, False) or not fits(h, self.dims, rows, d.units, False) \
+                or not fits(out_h, self.dims, rows, d.units, True):
             return False
-        if lstm and not (fits(c, rows, d.units, False) and fits(out_c, rows, d.units, True)):
+        if lstm and not (fits(c, self.dims, rows, d.units, False) and fits(out_c, self.dims, rows, d.units, True)):
             return False
         cdef float *from_x = <float *>cnp.PyArray_DATA(x)
         cdef float *from_h = <float *>cnp.PyArray_DATA(h)
