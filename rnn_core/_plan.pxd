@@ -95,7 +95,7 @@ cdef void share(ptrdiff_t n, int rank, int size, ptrdiff_t *begin, ptrdiff_t *en
 cdef inline void share_rows(const Batch *b, const Team *team, ptrdiff_t t, ptrdiff_t *begin,
                             ptrdiff_t *end) noexcept nogil:
     begin[0], end[0] = 0, b.active[t]
-    if not team.units:
+    if not team.units and team.size > 1:
         share(b.active[t], team.rank, team.size, begin, end)
 
 # Where a buffer of rows + team.size rows begins to be this thread's alone, whatever the step.

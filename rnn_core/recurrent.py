@@ -243,7 +243,7 @@ class Recurrent(Module):
             found.append(value)
         return [*found, None][:2]
 
-    def _new_states(self, batch: int) -> list[Array | None]:
+    def _new_states(self, batch: int) -> list[Any]:
         rows = self.num_layers * self._directions
         h = np.empty((rows, batch, self._out), self.dtype)
         return [h, np.empty((rows, batch, self.hidden_size), self.dtype) if self._has_c else None]
@@ -292,7 +292,7 @@ class Recurrent(Module):
             self._engine().forward(self._weights(), x, y, layout, steps, batch, None, h0, c0, h, c)
         return y, h if c is None else (h, c)
 
-    def _step(self, x: Any, h0: Array | None, c0: Array | None, h: Array, c: Array | None) -> bool:
+    def _step(self, x: Any, h0: Any, c0: Any, h: Any, c: Any) -> bool:
         """A sequence of one step as a cell's, where there is one cell: h and c are written, or False."""
         if len(self._names) > 1 or self.proj_size or self.layer_norm or not h.size:
             return False

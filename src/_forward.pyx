@@ -177,7 +177,9 @@ cdef bint one_step(Pass *p, const Batch *b, const Part *part, Team *team, rc_ste
     s.cell, s.bias, s.row_begin, s.row_end = p.d.cell, p.d.bias_n, 0, part.row_end - part.row_begin
     s.c = from_row(p.c, units, part.row_begin, itemsize)
     s.reset = from_row(p.reset, units, part.row_begin, itemsize)
-    s.product = from_row(p.product, rc_row_size(&p.d.w, lanes), part.row_begin, itemsize)
+    s.product = rows_at(NULL, 0)
+    if p.product != NULL:
+        s.product = from_row(p.product, rc_row_size(&p.d.w, lanes), part.row_begin, itemsize)
     s.h_prev = from_row(p.h[done % 2], out, part.row_begin, itemsize)
     s.h_next = from_row(p.h[(done + 1) % 2], out, part.row_begin, itemsize)
     s.saved = from_row(p.saved, saved, tape, itemsize)

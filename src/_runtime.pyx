@@ -46,6 +46,7 @@ cdef double NEVER = 1e300
 cdef const rc_kernels *table_f32 = NULL
 cdef const rc_kernels *table_f64 = NULL
 cdef unsigned long main_thread = 0
+cdef size_t cache_sizes[4]  # by level; asking the CPU takes microseconds on a virtual machine
 
 
 # ---- for the other compiled modules: see _runtime.pxd ----
@@ -87,7 +88,7 @@ cdef void fp_end(unsigned control) noexcept nogil:
 
 
 cdef size_t cache_bytes(int level) noexcept nogil:
-    return rc_cache_bytes(level)
+    return cache_sizes[level]
 
 
 cdef int check_signals() noexcept nogil:
@@ -149,7 +150,7 @@ def cores():
 
 def caches():
     """Bytes of the caches that one core sees: (L1 data, L2, L3)."""
-    return tuple(rc_cache_bytes(level) for level in (1, 2, 3))
+    return cache_sizes[1], cache_sizes[2], cache_sizes[3]
 
 
 def _this_is_the_main_thread():
@@ -165,6 +166,8 @@ if rc_pool_init(_cores):
 rc_pool_set_threads(_threads)
 table_f32 = rc_pick_f32(ISAS.index(_isa))
 table_f64 = rc_pick_f64()
+for _level in (1, 2, 3):
+    cache_sizes[_level] = rc_cache_bytes(_level)
 # A process that has not loaded `threading` has one thread; to load it here would cost every import a millisecond.
 main_thread = sys.modules["threading"].main_thread().ident if "threading" in sys.modules else get_ident()
 if hasattr(os, "register_at_fork"):  # the thread that forks is the child's main thread

@@ -60,8 +60,8 @@ cdef bint fits(object array, int dims, ptrdiff_t rows, ptrdiff_t columns, bint w
 
 
 cdef class Stepper:
-    """The fast path of one cell, or of a layer whose sequences have one step. `buffers` are its parameters; when one has
-    been written, `pack` is asked again. Arrays have `dims` axes, of which all but the last count rows."""
+    """The fast path of one cell, or of a layer whose sequences have one step. `buffers` are its parameters; when one
+    has been written, `pack` is asked again. Arrays have `dims` axes, of which all but the last count rows."""
     cdef Weights weights
     cdef object pack
     cdef list buffers
