@@ -11,7 +11,7 @@ cimport numpy as cnp
 
 from rnn_core._kernels cimport *
 from rnn_core._parameters cimport Buffer
-from rnn_core._plan cimport Block, Direction, Weights, block, padded, rows_at, share, whole
+from rnn_core._plan cimport Block, Direction, Weights, block, padded, product_job, rows_at, share, whole
 from rnn_core._runtime cimport fp_begin, fp_end, kernels_f32, num_threads, run
 
 cnp.import_array()
@@ -102,16 +102,14 @@ cdef class Stepper:
         cdef char *reset = <char *>self.memory.take_zeros(rows * units * 4)
         cdef char *gates = <char *>self.memory.take(rows * row * 4)
         cdef rc_rows none = rows_at(NULL, 0)
-        cdef rc_gemm *g = &self.products.inputs
         self.products.kernels = self.weights.kernels
-        g.shape, g.packed, g.bias, g.accumulate, g.padded = d.w, d.w_packed, d.bias, False, True
-        g.c = rows_at(gates, row)
-        g.row_begin, g.row_end = 0, rows
+        self.products.inputs = product_job(self.weights.kernels, &d.w, d.w_packed, d.bias, False, True, none,
+                                           rows_at(gates, row), rows)
         cdef rc_step *s = &self.products.cell
         s.backwards = False
         s.cell, s.phase, s.shape, s.packed, s.bias = d.cell, 0, d.r, d.r_packed, d.bias_n
         s.chains = d.chains if d.cell != RC_GRU_RESET_BEFORE else rc_chains(2, d.units)
-        s.gates, s.product, s.h_next, s.c = g.c, none, rows_at(self.h, units), rows_at(self.c, units)
+        s.gates, s.product, s.h_next, s.c = self.products.inputs.c, none, rows_at(self.h, units), rows_at(self.c, units)
         s.reset, s.y, s.saved, s.saved_c = rows_at(reset, units), none, none, none
         s.row_begin, s.row_end, s.panel_begin = 0, rows, 0
         self.second = s[0]

@@ -179,8 +179,8 @@ INLINE vf step_start(enum kind kind, const rc_step *s, ptrdiff_t row, ptrdiff_t 
 }
 
 /* The cell on a finished tile of rows x panels; z[v * tiles + i] is vector v of the i-th, rows of a panel side by side.
- * Not inlined, so that each cell's code stands once and not once for each shape of a tile; z comes through the stack, in
- * L1. */
+ * Not inlined, so that each cell's code stands once and not once for each shape of a tile; z comes through the stack,
+ * in L1. */
 static __attribute__((noinline)) void step_finish(const rc_step *job, ptrdiff_t row, ptrdiff_t panel, int rows,
                                                   int panels, int vectors, vf *z) {
     const rc_step own = *job, *const s = &own; /* a copy that no store can reach: its fields are read once */

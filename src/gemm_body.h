@@ -78,7 +78,7 @@ static void gemm(const rc_gemm *job) {
 #define AHEAD_APART 16 /* rows of a to fetch ahead: they lie apart, so that the processor does not do it by itself */
 
 /* Columns [n, n + 4 vectors) of rows [k, k + count) of x, one after the other: however far apart the rows lie, and
- * whatever their number is a multiple of, the tiles read them in order and aligned. Zeros stand past the last column. */
+ * whatever their number is a multiple of, the tiles read them in order and aligned. Zeros follow the last column. */
 static void pack_columns(const rc_outer *o, ptrdiff_t k, ptrdiff_t count, ptrdiff_t n, int vectors, ptrdiff_t tail,
                          real *to) {
     for (ptrdiff_t i = 0; i < count; i++) {

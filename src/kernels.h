@@ -49,7 +49,8 @@ typedef struct {
     int backwards; /* take the panels from the last to the first: the same bits, another order of memory */
 } rc_gemm;
 
-/* C (m, n) += A^T X: A (rows, m) with one stride, X (rows, n), both as the user or a gate buffer holds them. */
+/* C (m, n) += A^T X: A (rows, m) with one stride, X (rows, n), both as the user or a gate buffer holds them. One chain
+ * spans 128 rows; the sums of the chains are added to C in ascending order. */
 typedef struct {
     rc_rows a; /* base + stride only */
     rc_rows x;

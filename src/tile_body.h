@@ -3,14 +3,15 @@
  * What a tile starts from and what becomes of its sums is up to its `kind`: a plain product stores them, a cell
  * computes its equations on them. Kind, rows, panels and vectors are compile-time constants in every instance, so that
  * the loops over them unroll and the accumulators stay in registers. Every instance is a function of its own, so that
- * the compiler has all registers for it: inlined into one large function its pointers went to the stack, a tenth slower.
+ * the compiler has all registers for it: inlined into one large function its pointers went to the stack, a tenth
+ * slower.
  */
 
 enum kind { GEMM, RNN, LSTM, GRU, GRU_RZ, GRU_N };
 
 #define MAX_PANELS (TILE_VECTORS >= 24 ? 4 : 2) /* side by side */
 #define WIDE_ROWS 4                             /* of a tile of several panels */
-/* Panels side by side in a tile of so few rows that one panel would leave most accumulators idle, waiting for itself. */
+/* Panels side by side in a tile of so few rows that one panel would leave accumulators idle, waiting for itself. */
 #define WIDE_PANELS(rows, vectors) \
     (TILE_VECTORS / ((rows) * (vectors)) < MAX_PANELS ? TILE_VECTORS / ((rows) * (vectors)) : MAX_PANELS)
 
@@ -164,9 +165,9 @@ static int vectors_of(const product *g, ptrdiff_t panel) {
     return left < 4 ? (int)left : 4;
 }
 
-/* All rows times one panel, the rows shared out evenly between tiles (32 = 6 6 5 5 5 5); while they pass, the next panel
- * comes into L2, of which each fetches its part. The cells of a small layer, whose k is cut into chains, take their rows
- * one by one. Blocks of k that stay in L1 were tried: they gain nothing at K 256 and lose a tenth at 1024. */
+/* All rows times one panel, the rows shared out evenly between tiles (32 = 6 6 5 5 5 5); while they pass, the next
+ * panel comes into L2, each tile fetching its part. The cells of a small layer, whose k is cut into chains, take their
+ * rows one by one. Blocks of k that stay in L1 were tried: they gain nothing at K 256 and lose a tenth at 1024. */
 static void run_panel(const tiles *by_rows, const product *g, ptrdiff_t panel) {
     const int vectors = vectors_of(g, panel);
     const ptrdiff_t most = TILE_VECTORS / vectors < MAX_ROWS ? TILE_VECTORS / vectors : MAX_ROWS, k = g->shape->k;
@@ -174,13 +175,13 @@ static void run_panel(const tiles *by_rows, const product *g, ptrdiff_t panel) {
     const ptrdiff_t each = (vectors + count - 1) / count; /* vectors of the next panel's rows that a tile fetches */
     const ptrdiff_t after = g->backwards ? panel - 1 : panel + 1;
     const int fetch = after >= g->panel_begin && after < g->panel_end;
-    const real *b = panel_of(g, panel), *next = panel_of(g, after);
+    const real *b = panel_of(g, panel), *next = fetch ? panel_of(g, after) : b;
     ptrdiff_t row = g->row_begin;
     for (; g->chains > 1 && row < g->row_end; row++) by_rows->cut[g->chains == 4](g, b, row, panel, b, 0);
     for (ptrdiff_t t = 0; row < g->row_end; t++) {
         const ptrdiff_t size = rows / count + (t < rows % count);
-        if (fetch && t * each < vectors) by_rows->tile[size](g, b, row, panel, next + t * k * each * LANES, each * LANES);
-        else by_rows->tile[size](g, b, row, panel, b, 0);
+        const ptrdiff_t step = fetch && t * each < vectors ? each * LANES : 0;
+        by_rows->tile[size](g, b, row, panel, next + t * k * step, step);
         row += size;
     }
 }
