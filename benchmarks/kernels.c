@@ -95,6 +95,7 @@ static void make_outer(bench_job *job, ptrdiff_t rows, ptrdiff_t k, ptrdiff_t un
     o->a = rows_of(job, rows, units);
     o->x = rows_of(job, rows, k);
     o->c = fill(job, units * k);
+    o->columns = fill(job, (ptrdiff_t)rc_outer_scratch(rows, k));
 }
 
 void bench_free(bench_job *job)

@@ -20,6 +20,9 @@ cdef extern from "kernels.h" nogil:
         rc_rows a, x
         void *c
         ptrdiff_t c_stride, rows, n, m_begin, m_end
+        void *columns
+    cdef enum:
+        RC_OUTER_LARGE
     cdef enum rc_cell:
         RC_RNN_TANH, RC_RNN_RELU, RC_LSTM, RC_GRU, RC_GRU_RESET_BEFORE, RC_CELLS
     ctypedef struct rc_step:
@@ -65,4 +68,5 @@ cdef extern from "kernels.h" nogil:
     ptrdiff_t rc_panels(const rc_shape *, ptrdiff_t lanes)
     ptrdiff_t rc_row_size(const rc_shape *, ptrdiff_t lanes)
     size_t rc_packed_size(const rc_shape *, ptrdiff_t lanes)
+    size_t rc_outer_scratch(ptrdiff_t rows, ptrdiff_t n)
     int rc_chains(int gates, ptrdiff_t units)

@@ -86,6 +86,7 @@ cdef struct Team:
     rc_stop *call                      # the whole call's
     long count                         # barriers passed
     double tick
+    char *columns                      # this thread's scratch for large weight gradients (rc_outer), or NULL
 
 cdef bint meet(Team *team) noexcept nogil
 cdef bint interrupted(Team *team) noexcept nogil
@@ -181,9 +182,10 @@ cdef inline rc_gemm product_job(const rc_kernels *kernels, const rc_shape *shape
 
 cdef void multiply(const rc_kernels *kernels, const rc_shape *shape, const void *packed, const void *bias,
                    bint accumulate, bint padded, rc_rows a, rc_rows c, ptrdiff_t n) noexcept nogil
-# c[m] += the sum over k of a[k][m] x[k], for m in [begin, end): a (rows, m) with one stride, x (rows, n), c (m, n)
+# c[m] += the sum over k of a[k][m] x[k], for m in [begin, end): a (rows, m) with one stride, x (rows, n), c (m, n);
+# `columns`: scratch that makes large ones faster (kernels.h, rc_outer)
 cdef void add_outer(const rc_kernels *kernels, rc_rows a, rc_rows x, ptrdiff_t rows, ptrdiff_t n, void *c,
-                    ptrdiff_t c_stride, ptrdiff_t begin, ptrdiff_t end) noexcept nogil
+                    ptrdiff_t c_stride, ptrdiff_t begin, ptrdiff_t end, void *columns=*) noexcept nogil
 # gate rows <- W a + b of n rows
 cdef void project(const rc_kernels *kernels, const Direction *d, rc_rows a, rc_rows c, ptrdiff_t n) noexcept nogil
 # W embedding + b of `tokens` embeddings (tokens, inputs): the chains of the products are the same, and so are the bits

@@ -19,6 +19,8 @@ cdef struct Call:
     bint units                         # threads share out hidden units, else sequences
     void **pointers                    # a part for each thread
     ptrdiff_t pointers_each
+    char *columns                      # a part for each thread (Team.columns), or NULL
+    size_t columns_each
     View *masks                        # (layers - 1) dropout masks, or NULL
     rc_stop stop
     rc_stop team_stop[3]               # of all threads, and of those of each direction

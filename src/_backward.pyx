@@ -219,13 +219,13 @@ cdef bint step_back(BackPass *p, const Batch *b, const Part *part, Team *team, p
 
 
 cdef void weight_gradient(const BackPass *p, char *dz, char *dw, const Segment *segment, rc_rows x, ptrdiff_t columns,
-                          ptrdiff_t rows, int rank, int size) noexcept nogil:
+                          ptrdiff_t rows, const Team *team) noexcept nogil:
     """dw[segment.row : + count] += dz[:, segment.column : + count]^T x, this thread taking a part of the gates."""
     cdef size_t itemsize = p.kernels.itemsize
     cdef ptrdiff_t begin, end
-    share(segment.count, rank, size, &begin, &end)
+    share(segment.count, team.rank, team.size, &begin, &end)
     add_outer(p.kernels, rows_at(dz + segment.column * itemsize, p.dz_row), x, rows, columns,
-              dw + segment.row * columns * itemsize, columns, begin, end)
+              dw + segment.row * columns * itemsize, columns, begin, end, team.columns)
 
 
 cdef void sum_columns(const BackPass *p, rc_rows dz, const rc_rows *factors, char *db, const Segment *segment,
@@ -277,7 +277,7 @@ cdef void input_gradients(BackPass *p, const Batch *b, Team *team, ptrdiff_t beg
             n += 1
     for i in range(p.d.inputs_count):
         if p.dw != NULL:
-            weight_gradient(p, p.dz_ih, p.dw, &p.d.input[i], rows_by(pointers), p.d.inputs, rows, team.rank, team.size)
+            weight_gradient(p, p.dz_ih, p.dw, &p.d.input[i], rows_by(pointers), p.d.inputs, rows, team)
         sum_columns(p, rows_at(p.dz_ih, p.dz_row), NULL, p.db_ih, &p.d.input[i], rows, team.rank, team.size)
     if p.need_dx:
         share(rows, team.rank, team.size, &first, &last)
@@ -298,17 +298,16 @@ cdef void recurrent_gradients(BackPass *p, const Batch *b, Team *team, ptrdiff_t
     if p.variant != NULL and p.variant.drop != NULL:
         states = rows_at(p.variant.states, whole(p.d.out, lanes))
     if p.dr != NULL:
-        weight_gradient(p, p.dz_hh, p.dr, &p.d.recurrent[0], states, p.d.out, rows, team.rank, team.size)
+        weight_gradient(p, p.dz_hh, p.dr, &p.d.recurrent[0], states, p.d.out, rows, team)
     sum_columns(p, dz, NULL, p.db_hh, &p.d.recurrent[0], rows, team.rank, team.size)
     if p.d.recurrent_count == 2:
-        weight_gradient(p, p.dz_hh, p.dr, &p.d.recurrent[1], rows_at(p.resets, units), p.d.out, rows, team.rank,
-                        team.size)
+        weight_gradient(p, p.dz_hh, p.dr, &p.d.recurrent[1], rows_at(p.resets, units), p.d.out, rows, team)
         sum_columns(p, dz, NULL, p.db_hh, &p.d.recurrent[1], rows, team.rank, team.size)
     if p.d.projection and p.dp != NULL:
         share(p.d.out, team.rank, team.size, &first, &last)
         add_outer(p.kernels, rows_at(p.douts, whole(p.d.out, lanes)),
                   from_row(p.saved_hidden, units, b.first[begin], itemsize), rows, p.d.units, p.dp, p.d.units, first,
-                  last)
+                  last, team.columns)
 
 
 cdef void reset_states(BackPass *p, const Batch *b, Team *team, ptrdiff_t begin, ptrdiff_t end) noexcept nogil:

@@ -374,10 +374,14 @@ cdef class Network:
         cdef size_t norms = norm_back_bytes(
             self.units, self.dz_stride(tape.weights.directions), call.chunk * b.rows, b.rows,
             self.kernels) if tape.weights.directions.normed else 0
-        cdef Block scratch = self.check_out(self.backward_bytes(b, call.chunk, threads) + norms)
+        call.columns_each = self.columns_bytes(call.chunk * b.rows)
+        cdef Block scratch = self.check_out(
+            self.backward_bytes(b, call.chunk, threads) + norms + threads * call.columns_each)
         call.back = <BackPass *>scratch.take(count * sizeof(BackPass))
         call.pointers_each = 2 * (call.chunk + 1) * b.rows
         call.pointers = <void **>scratch.take(threads * call.pointers_each * sizeof(void *))
+        if call.columns_each:
+            call.columns = <char *>scratch.take(threads * call.columns_each)
         if tape.masks is not None:
             call.masks = tape.mask_views
         self.set_back_passes(&call, tape, scratch, dy, dhn, dcn, grads, dx, all_dh, all_dc)
@@ -396,6 +400,13 @@ cdef class Network:
         would then all fall into the same few lines of the cache."""
         cdef ptrdiff_t line = 64 // <ptrdiff_t>self.kernels.itemsize, row = (d.dz + line - 1) // line * line
         return row + line if row % (16 * line) == 0 else row
+
+    cdef size_t columns_bytes(self, ptrdiff_t rows) except? 0:
+        """Scratch of a thread for the weights' gradients (rc_outer.columns), if any of them is large."""
+        cdef ptrdiff_t most = max(self.inputs, self.directions * self.out, self.units)
+        if self.kernels.gemm != kernels_f32().gemm or gates_of(self.cell) * self.units * most < RC_OUTER_LARGE:
+            return 0
+        return padded(rc_outer_scratch(rows, most), self.kernels.itemsize)
 
     cdef size_t backward_bytes(self, const Batch *b, ptrdiff_t chunk, int threads) except? 0:
         cdef size_t itemsize = self.kernels.itemsize, rows = b.rows, units = whole(self.units, self.kernels.lanes)

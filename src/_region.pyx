@@ -19,6 +19,7 @@ cdef Team make_team(Call *call, int which, int rank, int size, bint leader) noex
     t.meets = size > 1 and (call.units or ragged)
     t.barrier, t.stop, t.call = &call.barrier[which], &call.team_stop[which], &call.stop
     t.count, t.tick = 0, 0
+    t.columns = NULL if call.columns == NULL else call.columns + rank * call.columns_each
     return t
 
 

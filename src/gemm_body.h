@@ -74,8 +74,17 @@ static void gemm(const rc_gemm *job) {
 /* ------------------------------------------------------------------------------------------- weight gradients */
 
 #define OUTER_ROWS (TILE_VECTORS / 4)
-#define OUTER_K 128 /* rows that one chain of a sum spans, on every instruction set: a tile's part of x stays in L1 */
+#define STRIP (4 * LANES)
+#define OUTER_K 128    /* rows that one chain of a sum spans, on every instruction set: a tile's part of x stays in L1 */
 #define AHEAD_APART 16 /* rows of a to fetch ahead: they lie apart, so that the processor does not do it by itself */
+
+/* A block of x that is packed: `count` rows from k on, columns from n on, a strip of 4 vectors after the other. */
+typedef struct {
+    const rc_outer *o;
+    const real *x;
+    ptrdiff_t k, count, n, strips;
+    ptrdiff_t tail; /* elements in the last vector of a strip */
+} outer_block;
 
 /* Columns [n, n + 4 vectors) of rows [k, k + count) of x, one after the other: however far apart the rows lie, and
  * whatever their number is a multiple of, the tiles read them in order and aligned. Zeros follow the last column. */
@@ -117,50 +126,76 @@ INLINE void outer_tile(const int rows, const int vectors, const rc_outer *o, con
     }
 }
 
-/* All m of one block of k and columns. */
-#define OUTER_STRIP(vectors) \
-    static __attribute__((noinline)) void outer_strip_##vectors(const rc_outer *o, ptrdiff_t k, const real *x, \
-                                                                ptrdiff_t count, ptrdiff_t n, ptrdiff_t tail) { \
-        const real *a = (const real *)o->a.base + k * o->a.stride; \
-        ptrdiff_t m = o->m_begin; \
-        for (; m + OUTER_ROWS <= o->m_end; m += OUTER_ROWS) \
-            outer_tile(OUTER_ROWS, vectors, o, a + m, x, count, m, n, tail); \
-        switch (o->m_end - m) { \
-        case 1: outer_tile(1, vectors, o, a + m, x, count, m, n, tail); break; \
-        case 2: outer_tile(2, vectors, o, a + m, x, count, m, n, tail); break; \
-        OUTER_REST(vectors) \
-        default: break; \
+/* Rows [m, m_end) of C, so many at a time, through all strips of a block while their part of a is in L1. */
+#define OUTER_TILES(rows, vectors) \
+    static __attribute__((noinline)) void outer_##rows##_##vectors(const outer_block *b, ptrdiff_t m, \
+                                                                   ptrdiff_t m_end) { \
+        const outer_block own = *b; \
+        const rc_outer o = *own.o; \
+        for (; m + rows <= m_end; m += rows) { \
+            const real *x = own.x; \
+            for (ptrdiff_t s = 0; s < own.strips; s++) { \
+                for (ptrdiff_t i = 0; i < own.count; i += OUTER_K) { \
+                    const ptrdiff_t count = own.count - i < OUTER_K ? own.count - i : OUTER_K; \
+                    const real *a = (const real *)o.a.base + (own.k + i) * o.a.stride + m; \
+                    outer_tile(rows, vectors, &o, a, x, count, m, own.n + s * STRIP, own.tail); \
+                    x += count * vectors * LANES; \
+                } \
+            } \
         } \
     }
-#if OUTER_ROWS > 3
-#define OUTER_REST(vectors) \
-    case 3: outer_tile(3, vectors, o, a + m, x, count, m, n, tail); break; \
-    case 4: outer_tile(4, vectors, o, a + m, x, count, m, n, tail); break; \
-    case 5: outer_tile(5, vectors, o, a + m, x, count, m, n, tail); break;
-#else
-#define OUTER_REST(vectors)
+#define OUTER_ALL(rows) OUTER_TILES(rows, 1) OUTER_TILES(rows, 2) OUTER_TILES(rows, 3) OUTER_TILES(rows, 4)
+#define OUTER_NAMES(rows) {0, outer_##rows##_1, outer_##rows##_2, outer_##rows##_3, outer_##rows##_4}
+OUTER_ALL(1)
+OUTER_ALL(2)
+OUTER_ALL(3)
+#if TILE_VECTORS > 12
+OUTER_ALL(4)
+OUTER_ALL(5)
+OUTER_ALL(6)
 #endif
-OUTER_STRIP(1)
-OUTER_STRIP(2)
-OUTER_STRIP(3)
-OUTER_STRIP(4)
+static void (*const outer_tiles[][5])(const outer_block *, ptrdiff_t, ptrdiff_t) = {
+    {0}, OUTER_NAMES(1), OUTER_NAMES(2), OUTER_NAMES(3),
+#if TILE_VECTORS > 12
+    OUTER_NAMES(4), OUTER_NAMES(5), OUTER_NAMES(6),
+#endif
+};
 
+/* Strips of so many vectors, all rows of C. */
+static void outer_strips(const outer_block *b, int vectors) {
+    const ptrdiff_t begin = b->o->m_begin, end = b->o->m_end, rest = (end - begin) % OUTER_ROWS;
+    if (b->strips <= 0) return;
+    outer_tiles[OUTER_ROWS][vectors](b, begin, end);
+    if (rest) outer_tiles[rest][vectors](b, end - rest, end);
+}
+
+/* One block: columns [n, end) of x are packed to `to`, whole strips first, then what is left. */
+static void outer_columns(const rc_outer *o, ptrdiff_t k, ptrdiff_t count, ptrdiff_t n, ptrdiff_t end, real *to) {
+    const ptrdiff_t strips = (end - n) / STRIP, left = (end - n) % STRIP;
+    const int vectors = (int)rc_vectors(left, LANES);
+    const outer_block whole = {o, to, k, count, n, strips, LANES};
+    for (ptrdiff_t s = 0; s < strips; s++, to += count * STRIP) pack_columns(o, k, count, n + s * STRIP, 4, LANES, to);
+    outer_strips(&whole, 4);
+    if (left) {
+        const outer_block last = {o, to, k, count, n + strips * STRIP, 1, left - (vectors - 1) * LANES};
+        pack_columns(o, k, count, last.n, vectors, last.tail, to);
+        outer_strips(&last, vectors);
+    }
+}
+
+/* With memory for it, x comes in blocks that stay in L2, so that a and C are read once a block and not once a strip:
+ * a tenth of the time where they lie in L3. */
 static void outer(const rc_outer *o) {
-    _Alignas(64) real x[OUTER_K * 4 * LANES];
-    for (ptrdiff_t k = 0; k < o->rows; k += OUTER_K) {
-        const ptrdiff_t count = o->rows - k < OUTER_K ? o->rows - k : OUTER_K;
-        for (ptrdiff_t n = 0; n < o->n; n += 4 * LANES) {
-            const ptrdiff_t left = rc_vectors(o->n - n, LANES);
-            const int vectors = left < 4 ? (int)left : 4;
-            const ptrdiff_t end = o->n - n - (vectors - 1) * LANES, tail = end < LANES ? end : LANES;
-            pack_columns(o, k, count, n, vectors, tail, x);
-            switch (vectors) {
-            case 1: outer_strip_1(o, k, x, count, n, tail); break;
-            case 2: outer_strip_2(o, k, x, count, n, tail); break;
-            case 3: outer_strip_3(o, k, x, count, n, tail); break;
-            default: outer_strip_4(o, k, x, count, n, tail);
-            }
-        }
+    _Alignas(64) real strip[OUTER_K * STRIP];
+    const int large = o->columns && (o->m_end - o->m_begin) * o->n >= RC_OUTER_LARGE;
+    const ptrdiff_t most_rows = large ? RC_OUTER_ROWS : OUTER_K, most = large ? RC_OUTER_COLUMNS : STRIP;
+    const ptrdiff_t strips = (o->n + STRIP - 1) / STRIP, blocks = (o->n + most - 1) / most;
+    const ptrdiff_t each = blocks ? (strips + blocks - 1) / blocks * STRIP : 0; /* columns of a block, evenly */
+    for (ptrdiff_t n = 0; n < o->n; n += each) {
+        const ptrdiff_t end = o->n - n < each ? o->n : n + each;
+        for (ptrdiff_t k = 0; k < o->rows; k += most_rows)
+            outer_columns(o, k, o->rows - k < most_rows ? o->rows - k : most_rows, n, end,
+                          large ? o->columns : strip);
     }
 }
 

@@ -50,7 +50,11 @@ typedef struct {
 } rc_gemm;
 
 /* C (m, n) += A^T X: A (rows, m) with one stride, X (rows, n), both as the user or a gate buffer holds them. One chain
- * spans 128 rows; the sums of the chains are added to C in ascending order. */
+ * spans 128 rows; the sums of the chains are added to C in ascending order, with the same bits with and without
+ * `columns`. */
+#define RC_OUTER_ROWS 256
+#define RC_OUTER_COLUMNS 512
+#define RC_OUTER_LARGE (1 << 18) /* elements of C from which on `columns` pay: more than a small part of L2 */
 typedef struct {
     rc_rows a; /* base + stride only */
     rc_rows x;
@@ -58,6 +62,7 @@ typedef struct {
     ptrdiff_t c_stride;
     ptrdiff_t rows, n;
     ptrdiff_t m_begin, m_end;
+    void *columns; /* NULL, or scratch of rc_outer_scratch() elements, on a cache line */
 } rc_outer;
 
 enum rc_cell { RC_RNN_TANH, RC_RNN_RELU, RC_LSTM, RC_GRU, RC_GRU_RESET_BEFORE, RC_CELLS };
@@ -183,6 +188,12 @@ static inline ptrdiff_t rc_row_size(const rc_shape *s, ptrdiff_t lanes) {
 
 static inline size_t rc_packed_size(const rc_shape *s, ptrdiff_t lanes) {
     return (size_t)rc_row_size(s, lanes) * (size_t)s->k;
+}
+
+/* Elements of rc_outer.columns. */
+static inline size_t rc_outer_scratch(ptrdiff_t rows, ptrdiff_t n) {
+    const ptrdiff_t columns = n < RC_OUTER_COLUMNS ? rc_vectors(n, 16) * 16 : RC_OUTER_COLUMNS;
+    return (size_t)(rows < RC_OUTER_ROWS ? rows : RC_OUTER_ROWS) * (size_t)columns;
 }
 
 /* A step has gates * ceil(units / 16) chains of its own to hide the latency of a multiply-add (8 in flight); a

@@ -54,6 +54,13 @@ def test_large(kind, I, H):
         check(Case.random(kind, H, input_size=I, hidden_size=H, num_layers=1, proj_size=projection, T=3, B=B))
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradients_of_large_weights(kind):
+    """The kernels pack more of x at once for them: more columns than one such block has, and more tokens."""
+    H = 513 if kind.startswith("rnn") else 260
+    check(Case.random(kind, H, input_size=530, hidden_size=H, num_layers=1, proj_size=0, T=2, B=300))
+
+
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("kind, proj", [*((kind, 0) for kind in KINDS), ("lstm", 7)])
 def test_several_chunks(kind, proj, bidirectional):

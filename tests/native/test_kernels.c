@@ -3,6 +3,7 @@
  */
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "cpu.h"
 #include "dispatch.h"
@@ -75,12 +76,31 @@ static void products(const rc_kernels *k, ptrdiff_t n, ptrdiff_t m, ptrdiff_t de
     }
     rc_rows a = rows(m, n + OUT), x = apart(m, depth);
     void *c = array(n * depth), *sum = array(n);
-    rc_outer job = {a, x, c, depth, m, depth, 0, n};
+    rc_outer job = {a, x, c, depth, m, depth, 0, n, NULL};
     k->outer(&job);
     rc_rows factors = apart(m, n);
     k->column_sums(&a, NULL, m, sum, 0, n);
     k->column_sums(&a, &factors, m, sum, 0, n);
     drop(a, m), drop(x, m), drop(factors, m), free(c), free(sum);
+}
+
+/* A gradient large enough for `columns`: the bits are the same without them. */
+static void large_gradient(const rc_kernels *k)
+{
+    const ptrdiff_t m = 521, n = 523, tokens = 300;
+    rc_rows a = rows(tokens, m), x = apart(tokens, n);
+    const size_t bytes = (size_t)(m * n) * itemsize;
+    void *c = array(m * n), *with = array(m * n), *columns = NULL;
+    if (posix_memalign(&columns, 64, rc_outer_scratch(tokens, n) * itemsize))
+        exit(2);
+    rc_outer job = {a, x, c, n, tokens, n, 1, m, NULL}, large = {a, x, with, n, tokens, n, 1, m, columns};
+    k->outer(&job);
+    k->outer(&large);
+    if (memcmp(c, with, bytes)) {
+        printf("%s: a large gradient has other bits with columns\n", k->name);
+        exit(1);
+    }
+    drop(a, tokens), drop(x, tokens), free(c), free(with), free(columns);
 }
 
 static void cell(const rc_kernels *k, enum rc_cell kind, ptrdiff_t units, ptrdiff_t m)
@@ -135,6 +155,7 @@ static void all(const rc_kernels *k)
             for (int kind = 0; kind < RC_CELLS; kind++) cell(k, (enum rc_cell)kind, sizes[i], m);
         }
     }
+    large_gradient(k);
     printf("%s: all kernels within their arrays\n", k->name);
 }
 
