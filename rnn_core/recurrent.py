@@ -142,6 +142,7 @@ class Recurrent(Module):
         self._network: Network | None = None
         self._packed: tuple[tuple[int, ...], Any] | None = None
         self._stepper: Stepper | None = None
+        self._is_one_cell = len(self._names) == 1 and not self.proj_size and not self.layer_norm
 
     def _cell(self) -> str:
         raise NotImplementedError
@@ -262,8 +263,13 @@ class Recurrent(Module):
         y has D*H columns instead of I, zero past a sequence's end; state is the one after each one's last step, or
         with return_all_states those after every step: h (T, L*D, B, H), for an LSTM (h, c), zero past the ends.
         """
-        if lengths is None and not return_all_states and self._is_plain(x, state):
-            return self._run_plain(x, state)
+        if lengths is None and not return_all_states:
+            if self._is_one_cell and not self.zoneout:
+                stepped = self._stepping().layer_step(x, state, self.batch_first)
+                if stepped is not None:
+                    return stepped
+            if self._is_plain(x, state):
+                return self._run_plain(x, state)
         return self._run(x, state, lengths, False, return_all_states)[:2]
 
     def _is_plain(self, x: Any, state: State) -> bool:
@@ -284,22 +290,16 @@ class Recurrent(Module):
         steps, batch = (second, first) if self.batch_first else (first, second)
         h, c = self._new_states(batch)
         h0, c0 = state if self._has_c and state is not None else (state, None)
-        if steps == 1 and self._step(x, h0, c0, h, c):
-            y = h.reshape(first, second, self._out).copy()
-        else:
-            y = np.empty((first, second, self._directions * self._out), self.dtype)
-            layout = "batch_first" if self.batch_first else "time_major"
-            self._engine().forward(self._weights(), x, y, layout, steps, batch, None, h0, c0, h, c)
+        y = np.empty((first, second, self._directions * self._out), self.dtype)
+        layout = "batch_first" if self.batch_first else "time_major"
+        self._engine().forward(self._weights(), x, y, layout, steps, batch, None, h0, c0, h, c)
         return y, h if c is None else (h, c)
 
-    def _step(self, x: Any, h0: Any, c0: Any, h: Any, c: Any) -> bool:
-        """A sequence of one step as a cell's, where there is one cell: h and c are written, or False."""
-        if len(self._names) > 1 or self.proj_size or self.layer_norm or not h.size:
-            return False
+    def _stepping(self) -> Stepper:
+        """For sequences of one step, where the layer is one cell."""
         if self._stepper is None:
             self._stepper = Stepper(list(self._buffers.values()), self._weights, 3)
-        zeros = np.zeros_like(h) if h0 is None else None
-        return bool(self._stepper.step(x, zeros if h0 is None else h0, zeros if c0 is None else c0, h, c))
+        return self._stepper
 
     def forward(self, x: ArrayLike | Ragged, state: State = None, lengths: ArrayLike | None = None, *,
                 return_all_states: bool = False, recompute: bool = False) -> Any:

@@ -7,6 +7,7 @@ path's, which gives the same bits or the right error.
 
 from libc.string cimport memcpy
 
+import numpy as np
 cimport numpy as cnp
 
 from rnn_core._kernels cimport *
@@ -59,6 +60,11 @@ cdef bint fits(object array, int dims, ptrdiff_t rows, ptrdiff_t columns, bint w
     return cnp.PyArray_ISCARRAY(array) if written else cnp.PyArray_ISCARRAY_RO(array)
 
 
+cdef bint is_state(object array) noexcept:
+    """An array of one layer's states (1, B, units), as far as its rank and first axis tell."""
+    return cnp.PyArray_CheckExact(array) and cnp.PyArray_NDIM(array) == 3 and cnp.PyArray_DIM(array, 0) == 1
+
+
 cdef class Stepper:
     """The fast path of one cell, or of a layer whose sequences have one step. `buffers` are its parameters; when one
     has been written, `pack` is asked again. Arrays have `dims` axes, of which all but the last count rows."""
@@ -76,6 +82,7 @@ cdef class Stepper:
     cdef char *c
     cdef bint copies                   # h into h_prev
     cdef bint busy                     # a thread without the GIL is using `memory`
+    cdef object zeros                  # a layer's state where the caller gives none: (1, rows, units)
 
     def __init__(self, list buffers, pack, int dims=2):
         self.buffers, self.pack, self.dims, self.stamp, self.rows = buffers, pack, dims, -1, -1
@@ -116,6 +123,7 @@ cdef class Stepper:
         s = &self.second
         s.phase, s.shape, s.packed, s.chains = 1, d.rn, d.rn_packed, rc_chains(1, d.units)
         s.panel_end = rc_panels(&d.rn, lanes)
+        self.zeros = np.zeros((1, rows, d.units), np.float32) if self.dims == 3 else None
         self.stamp, self.rows = stamp, rows
         return 0
 
@@ -143,20 +151,21 @@ cdef class Stepper:
                 memcpy(out_c + m * units, self.c + m * stride * sizeof(float), size)
         fp_end(control)
 
-    def step(self, x, h, c, out_h, out_c):
-        """Do the step if everything fits; False (and nothing done) if it does not. c and out_c: None but for an LSTM.
-        out_h may be h and out_c may be c."""
-        if self.busy or not cnp.PyArray_CheckExact(x) or cnp.PyArray_NDIM(x) != self.dims:
+    cdef bint is_ready(self, ptrdiff_t rows) except? False:
+        """Whether a step of `rows` rows can be done here, with the weights as they are now."""
+        if self.busy:
             return False
-        cdef ptrdiff_t rows = cnp.PyArray_DIM(x, 0) * (cnp.PyArray_DIM(x, 1) if self.dims == 3 else 1)
         if self.rows != rows or self.stamp != self.versions():
             self.prepare(rows)
+        return self.weights.kernels == kernels_f32()
+
+    cdef bint do_step(self, x, h, c, out_h, out_c):
+        """False (and nothing done) if an array does not fit. Only after is_ready."""
         cdef Direction *d = self.weights.directions
+        cdef ptrdiff_t rows = self.rows
         cdef bint lstm = d.cell == RC_LSTM
         cdef ptrdiff_t work = rows * rc_row_size(&d.w, self.weights.kernels.lanes) * (d.inputs + d.units)
         cdef int threads = num_threads() if work > WORTH_SHARING else 1
-        if self.weights.kernels != kernels_f32():
-            return False
         if not fits(x, self.dims, rows, d.inputs, False) or not fits(h, self.dims, rows, d.units, False) \
                 or not fits(out_h, self.dims, rows, d.units, True):
             return False
@@ -175,3 +184,38 @@ cdef class Stepper:
             self.compute(from_x, from_h, from_c, to_h, to_c, threads)
         self.busy = False
         return True
+
+    def step(self, x, h, c, out_h, out_c):
+        """A cell's step, if everything fits; False (and nothing done) if it does not. c and out_c: None but for an
+        LSTM. out_h may be h and out_c may be c."""
+        if not cnp.PyArray_CheckExact(x) or cnp.PyArray_NDIM(x) != 2:
+            return False
+        return self.is_ready(cnp.PyArray_DIM(x, 0)) and self.do_step(x, h, c, out_h, out_c)
+
+    def layer_step(self, x, state, bint batch_first):
+        """(y, state) of a layer whose sequences have one step; None where that is not so or something does not fit."""
+        if not cnp.PyArray_CheckExact(x) or cnp.PyArray_NDIM(x) != 3 or cnp.PyArray_DIM(x, batch_first) != 1:
+            return None
+        cdef cnp.npy_intp shape[3]
+        cdef ptrdiff_t rows = cnp.PyArray_DIM(x, not batch_first)
+        if rows == 0 or not self.is_ready(rows):
+            return None
+        cdef bint lstm = self.weights.directions.cell == RC_LSTM
+        h = c = self.zeros
+        if lstm and state is not None:
+            if type(state) is not tuple or len(state) != 2:
+                return None
+            h, c = state
+        elif state is not None:
+            h = state
+        if not is_state(h) or lstm and not is_state(c):
+            return None
+        shape[0], shape[1], shape[2] = 1, rows, self.weights.directions.units
+        out_h = cnp.PyArray_EMPTY(3, shape, cnp.NPY_FLOAT32, 0)
+        out_c = cnp.PyArray_EMPTY(3, shape, cnp.NPY_FLOAT32, 0) if lstm else None
+        if not self.do_step(x, h, c, out_h, out_c):
+            return None
+        shape[batch_first], shape[not batch_first] = 1, rows
+        y = cnp.PyArray_EMPTY(3, shape, cnp.NPY_FLOAT32, 0)
+        memcpy(cnp.PyArray_DATA(y), cnp.PyArray_DATA(out_h), cnp.PyArray_NBYTES(y))
+        return y, (out_h, out_c) if lstm else out_h
