@@ -86,6 +86,7 @@ cdef struct Team:
     rc_stop *call                      # the whole call's
     long count                         # barriers passed
     double tick
+    int look_every, until_look         # steps between two looks at the clock, and until the next one
     char *columns                      # this thread's scratch for large weight gradients (rc_outer), or NULL
 
 cdef bint meet(Team *team) noexcept nogil

@@ -22,6 +22,7 @@ cdef struct Call:
     char *columns                      # a part for each thread (Team.columns), or NULL
     size_t columns_each
     View *masks                        # (layers - 1) dropout masks, or NULL
+    int look_every                     # steps between two looks for signals
     rc_stop stop
     rc_stop team_stop[3]               # of all threads, and of those of each direction
     rc_barrier barrier[3]

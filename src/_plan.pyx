@@ -75,8 +75,12 @@ cdef bint meet(Team *team) noexcept nogil:
 
 cdef bint interrupted(Team *team) noexcept nogil:
     """Look for signals (the leader), and tell whether this thread may leave its loop now: only where nobody waits."""
-    if team.leader and tick(&team.tick) != 0:
-        rc_stop_set(team.call)
+    if team.leader:
+        team.until_look -= 1
+        if team.until_look <= 0:
+            team.until_look = team.look_every
+            if tick(&team.tick) != 0:
+                rc_stop_set(team.call)
     return not team.meets and rc_stop_asked(team.call)
 
 

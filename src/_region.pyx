@@ -10,6 +10,8 @@ from rnn_core._variants cimport multiply_rows
 cdef enum:
     # Multiply-adds of about 10 microseconds: a shorter call keeps the GIL.
     WORTH_RELEASING = 1 << 19
+    # Multiply-adds between two looks at the clock, which takes as long as a quarter of the shortest steps.
+    WORTH_A_LOOK = 1 << 20
 
 
 cdef Team make_team(Call *call, int which, int rank, int size, bint leader) noexcept nogil:
@@ -18,7 +20,7 @@ cdef Team make_team(Call *call, int which, int rank, int size, bint leader) noex
     t.rank, t.size, t.leader, t.units = rank, size, leader, call.units and size > 1
     t.meets = size > 1 and (call.units or ragged)
     t.barrier, t.stop, t.call = &call.barrier[which], &call.team_stop[which], &call.stop
-    t.count, t.tick = 0, 0
+    t.count, t.tick, t.look_every, t.until_look = 0, 0, call.look_every, 0
     t.columns = NULL if call.columns == NULL else call.columns + rank * call.columns_each
     return t
 
@@ -126,6 +128,7 @@ cdef void run_team(Call *call, task work, int threads) noexcept nogil:
 
 cdef int run_call(Call *call, task work, int threads, double multiplications) except -1:
     """The whole call, without the GIL unless it is over before another thread could make use of it."""
+    call.look_every = <int>min(64, 1 + WORTH_A_LOOK / (1 + multiplications / call.batch.steps))
     if multiplications < WORTH_RELEASING:
         run_team(call, work, threads)
     else:

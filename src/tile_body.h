@@ -166,8 +166,7 @@ static int vectors_of(const product *g, ptrdiff_t panel) {
 }
 
 /* All rows times one panel, the rows shared out evenly between tiles (32 = 6 6 5 5 5 5); while they pass, the next
- * panel comes into L2, each tile fetching its part. The cells of a small layer, whose k is cut into chains, take their
- * rows one by one. Blocks of k that stay in L1 were tried: they gain nothing at K 256 and lose a tenth at 1024. */
+ * panel comes into L2, each tile fetching its part. Blocks of k that stay in L1 were tried: they gain nothing at K 256 and lose a tenth at 1024. */
 static void run_panel(const tiles *by_rows, const product *g, ptrdiff_t panel) {
     const int vectors = vectors_of(g, panel);
     const ptrdiff_t most = TILE_VECTORS / vectors < MAX_ROWS ? TILE_VECTORS / vectors : MAX_ROWS, k = g->shape->k;
@@ -176,14 +175,19 @@ static void run_panel(const tiles *by_rows, const product *g, ptrdiff_t panel) {
     const ptrdiff_t after = g->backwards ? panel - 1 : panel + 1;
     const int fetch = after >= g->panel_begin && after < g->panel_end;
     const real *b = panel_of(g, panel), *next = fetch ? panel_of(g, after) : b;
-    ptrdiff_t row = g->row_begin;
-    for (; g->chains > 1 && row < g->row_end; row++) by_rows->cut[g->chains == 4](g, b, row, panel, b, 0);
-    for (ptrdiff_t t = 0; row < g->row_end; t++) {
+    for (ptrdiff_t t = 0, row = g->row_begin; row < g->row_end; t++) {
         const ptrdiff_t size = rows / count + (t < rows % count);
         const ptrdiff_t step = fetch && t * each < vectors ? each * LANES : 0;
         by_rows->tile[size](g, b, row, panel, next + t * k * step, step);
         row += size;
     }
+}
+
+/* The cells of a small layer, whose k is cut into chains, take their rows one by one. */
+static void run_cut(const tiles *by_rows, const product *g, ptrdiff_t panel) {
+    const real *b = panel_of(g, panel);
+    tile_fn *cut = by_rows->cut[g->chains == 4];
+    for (ptrdiff_t row = g->row_begin; row < g->row_end; row++) cut(g, b, row, panel, b, 0);
 }
 
 /* How many panels of `vectors` vectors all rows take side by side; 1 where they fill a tile with one. */
@@ -207,6 +211,7 @@ static void run(enum kind kind, const product *g) {
         const ptrdiff_t panel = g->panel_begin + (at < groups ? at * wide : groups * wide + at - groups);
         const tiles *by_rows = all_tiles[kind][vectors_of(g, panel)];
         if (at < groups) by_rows->wide[g->row_end - g->row_begin](g, panel_of(g, panel), g->row_begin, panel, 0, 0);
+        else if (g->chains > 1) run_cut(by_rows, g, panel);
         else run_panel(by_rows, g, panel);
     }
 }
