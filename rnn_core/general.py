@@ -112,8 +112,8 @@ class General(Recurrent):
         self.activations = self._each_direction(self.defaults if activations is None else activations)
         self._runs: list[Direction] | None = None
 
-    def _is_plain(self, x: Any, state: Any) -> bool:
-        return False  # the short way is the fused engine's
+    def _short_call(self, x: Any, state: Any) -> Any:
+        return None  # the short way is the fused engine's
 
     def _each_direction(self, specs: Sequence[Any]) -> list[list[Activation]]:
         each, D = len(self.defaults), self._directions

@@ -264,13 +264,20 @@ class Recurrent(Module):
         with return_all_states those after every step: h (T, L*D, B, H), for an LSTM (h, c), zero past the ends.
         """
         if lengths is None and not return_all_states:
-            if self._is_one_cell and not self.zoneout:
-                stepped = self._stepping().layer_step(x, state, self.batch_first)
-                if stepped is not None:
-                    return stepped
-            if self._is_plain(x, state):
-                return self._run_plain(x, state)
+            found = self._short_call(x, state)
+            if found is not None:
+                return found
         return self._run(x, state, lengths, False, return_all_states)[:2]
+
+    def _short_call(self, x: Any, state: State) -> Any:
+        """(y, state) where the arguments need no more than a look, else None: a short call is mostly overhead."""
+        if self._is_one_cell and not self.zoneout:
+            if self._stepper is None:
+                self._stepper = Stepper(list(self._buffers.values()), self._weights, 3)
+            stepped = self._stepper.layer_step(x, state, self.batch_first)
+            if stepped is not None:
+                return stepped
+        return self._run_plain(x, state) if self._is_plain(x, state) else None
 
     def _is_plain(self, x: Any, state: State) -> bool:
         engine = self._engine()
@@ -285,7 +292,6 @@ class Recurrent(Module):
                 and engine.takes_state(state[0], batch, False) and engine.takes_state(state[1], batch, True))
 
     def _run_plain(self, x: Any, state: State) -> Any:
-        """Inference on arrays that need no more looks at them: a short call is mostly overhead."""
         first, second, _ = x.shape
         steps, batch = (second, first) if self.batch_first else (first, second)
         h, c = self._new_states(batch)
@@ -294,12 +300,6 @@ class Recurrent(Module):
         layout = "batch_first" if self.batch_first else "time_major"
         self._engine().forward(self._weights(), x, y, layout, steps, batch, None, h0, c0, h, c)
         return y, h if c is None else (h, c)
-
-    def _stepping(self) -> Stepper:
-        """For sequences of one step, where the layer is one cell."""
-        if self._stepper is None:
-            self._stepper = Stepper(list(self._buffers.values()), self._weights, 3)
-        return self._stepper
 
     def forward(self, x: ArrayLike | Ragged, state: State = None, lengths: ArrayLike | None = None, *,
                 return_all_states: bool = False, recompute: bool = False) -> Any:

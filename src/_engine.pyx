@@ -187,10 +187,10 @@ cdef class Network:
         cdef size_t itemsize = self.kernels.itemsize, passes = self.layers * self.directions, n = b.first[b.steps]
         cdef size_t units = whole(self.units, self.kernels.lanes)
         cdef size_t each = padded(n * units * rc_saved_gates(<rc_cell>self.cell), itemsize)
-        each += 2 * padded(n * units, itemsize)
+        each += ((self.cell == RC_LSTM) + self.has_projection()) * padded(n * units, itemsize)
         each += 6 * padded(b.rows, sizeof(char *)) + sizeof(Pass) + sizeof(View) + 64
         cdef size_t outputs = padded(n * self.directions * self.out, itemsize) + 64
-        return passes * each + self.layers * (1 + dropout) * outputs + 4096
+        return passes * each + (self.layers - 1) * (1 + dropout) * outputs + 4096
 
     cdef void set_pass(self, Pass *p, Direction *d, Block memory, const Batch *b, ptrdiff_t chunk,
                        int threads) except *:
@@ -395,6 +395,13 @@ cdef class Network:
                             whole(self.units, lanes), self.units, itemsize)
         self.check_in(scratch)
 
+    cdef bint has_projection(self) noexcept:
+        return self.out != self.units
+
+    cdef bint has_resets(self) noexcept:
+        """Whether R's gradient needs r*h once more."""
+        return self.cell == RC_GRU_RESET_BEFORE
+
     cdef ptrdiff_t dz_stride(self, const Direction *d) noexcept:
         """Elements between dz rows: whole cache lines, and never a multiple of a page, since the rows of one column
         would then all fall into the same few lines of the cache."""
@@ -412,8 +419,9 @@ cdef class Network:
         cdef size_t itemsize = self.kernels.itemsize, rows = b.rows, units = whole(self.units, self.kernels.lanes)
         cdef size_t each = sizeof(BackPass) + 4 * padded(rows * units, itemsize) + 7 * padded(rows, sizeof(void *)) + 64
         cdef size_t shared = padded(chunk * rows * (4 * units + 64), itemsize)
-        shared += 2 * padded(chunk * rows * units, itemsize)
+        shared += (self.has_projection() + self.has_resets()) * padded(chunk * rows * units, itemsize)
         cdef size_t inner = 2 * padded(b.first[b.steps] * self.directions * self.out, itemsize)
+        inner *= self.layers > 1
         return (self.layers * self.directions * each + shared + inner + padded(self.inputs + 2 * units, itemsize)
                 + threads * padded(2 * (chunk + 1) * rows, sizeof(void *)) + 4096)
 
@@ -428,14 +436,17 @@ cdef class Network:
         cdef ptrdiff_t width = self.directions * self.out
         cdef size_t itemsize = self.kernels.itemsize
         cdef char *inner[2]
+        cdef char *douts = NULL
+        cdef char *resets = NULL
         cdef char *zeros = <char *>scratch.take_zeros(units * itemsize)
         cdef char *dz = <char *>scratch.take(call.chunk * b.rows * (4 * units + 64) * itemsize)
-        cdef char *douts = <char *>scratch.take(call.chunk * b.rows * units * itemsize)
-        cdef char *resets = <char *>scratch.take(call.chunk * b.rows * units * itemsize)
+        if self.has_projection():
+            douts = <char *>scratch.take_zeros(call.chunk * b.rows * units * itemsize)
+        if self.has_resets():
+            resets = <char *>scratch.take(call.chunk * b.rows * units * itemsize)
         h0 = tape.arrays[2]
         for i in range(2):
-            inner[i] = <char *>scratch.take(b.first[b.steps] * width * itemsize)
-        memset(douts, 0, call.chunk * b.rows * units * itemsize)
+            inner[i] = <char *>scratch.take((self.layers > 1) * b.first[b.steps] * width * itemsize)
         for layer in range(self.layers):
             for d in range(self.directions):
                 i = layer * self.directions + d
