@@ -109,13 +109,10 @@ INLINE void outer_tile(const int rows, const int vectors, const rc_outer *o, con
         }
     }
     TWICE for (ptrdiff_t k = 0; k < count; k++, a += o->a.stride, x += vectors * LANES) {
-        vf w[4];
+        const real *column[OUTER_ROWS];
+        UNROLL for (int r = 0; r < rows; r++) column[r] = a + r;
         __builtin_prefetch(a + AHEAD_APART * o->a.stride);
-        UNROLL for (int v = 0; v < vectors; v++) w[v] = v_load(x + v * LANES);
-        UNROLL for (int r = 0; r < rows; r++) {
-            vf b = v_set1(a[r]);
-            UNROLL for (int v = 0; v < vectors; v++) acc[r][v] = v_fma(b, w[v], acc[r][v]);
-        }
+        add_products(rows, vectors, column, 0, x, acc);
     }
     UNROLL for (int r = 0; r < rows; r++) {
         UNROLL for (int v = 0; v < vectors; v++) {

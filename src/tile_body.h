@@ -40,6 +40,26 @@ INLINE vf tile_start(enum kind kind, const void *job, ptrdiff_t row, ptrdiff_t p
 INLINE void tile_finish(enum kind kind, const void *job, ptrdiff_t row, ptrdiff_t panel, int rows, int panels,
                         int vectors, vf *z);
 
+/* acc[r][v] += x[r][i] w[v], w a row of vectors. The shorter side is what stays in registers: of AVX2's sixteen the
+ * accumulators leave four. */
+INLINE void add_products(const int rows, const int vectors, const real *const *x, ptrdiff_t i, const real *w,
+                         vf acc[][4]) {
+    vf held[MAX_ROWS];
+    if (rows < vectors) {
+        UNROLL for (int r = 0; r < rows; r++) held[r] = v_set1(x[r][i]);
+        UNROLL for (int v = 0; v < vectors; v++) {
+            const vf one = v_load(w + v * LANES);
+            UNROLL for (int r = 0; r < rows; r++) acc[r][v] = v_fma(held[r], one, acc[r][v]);
+        }
+    } else {
+        UNROLL for (int v = 0; v < vectors; v++) held[v] = v_load(w + v * LANES);
+        UNROLL for (int r = 0; r < rows; r++) {
+            const vf one = v_set1(x[r][i]);
+            UNROLL for (int v = 0; v < vectors; v++) acc[r][v] = v_fma(one, held[v], acc[r][v]);
+        }
+    }
+}
+
 /* Weights come from L2 in the order in which they lie. A tile of several rows fetches them so many rows of k ahead. */
 #define AHEAD 8
 
@@ -54,16 +74,9 @@ INLINE void multiply(const int rows, const int panels, const int vectors, const 
             if (chains > 1 && s * each + i >= k) break;
             UNROLL for (int p = 0; p < panels; p++) {
                 const real *row = b + p * next + (s * each + i) * size;
-                vf w[4];
-                UNROLL for (int v = 0; v < vectors; v++) {
-                    w[v] = v_load(row + v * LANES);
-                    if (rows > 1) __builtin_prefetch(row + AHEAD * size + v * LANES);
-                }
-                UNROLL for (int r = 0; r < rows; r++) {
-                    vf x = v_set1(a[r][s * each + i]);
-                    UNROLL for (int v = 0; v < vectors; v++)
-                        acc[s][p * rows + r][v] = v_fma(x, w[v], acc[s][p * rows + r][v]);
-                }
+                if (rows > 1)
+                    UNROLL for (int v = 0; v < vectors; v++) __builtin_prefetch(row + AHEAD * size + v * LANES);
+                add_products(rows, vectors, a, s * each + i, row, acc[s] + p * rows);
             }
         }
     }
