@@ -23,7 +23,7 @@ _HOMES: dict[str, str] = {
     "Module": "module",
     "RNN": "recurrent",
     "RNNCell": "cells",
-    "Ragged": "recurrent",
+    "Ragged": "sequences",
     "Seq2Seq": "seq2seq",
     "Sequential": "layers",
     "checkpoint": "checkpoint",

@@ -175,7 +175,7 @@ class General(Recurrent):
                 tape.steps.append(steps)
             tape.inputs.append(now)
             now = y
-        y = self._output(_as_given(now, source), source)
+        y = source.result(_as_given(now, source))
         return y, self._public_state(finals, source.unbatched), tape if keep else None
 
     def _run_checkpointed(self, x: Any, state: Any, lengths: Any) -> Any:
@@ -193,7 +193,7 @@ class General(Recurrent):
         starts = self._new_states(source.batch)
         weights = self._arrays({name: buffer.view for name, buffer in self._buffers.items()})
         grads = self._arrays({name: self._grad(name) for name in self._buffers})
-        flow = self._output_gradient(dy, source)
+        flow = source.gradient(dy, self._directions * self._out)
         flow = self._no_gradient(tape) if flow is None else _time_major(flow, source)
         for layer in reversed(range(self.num_layers)):
             dx = np.zeros_like(tape.inputs[layer]) if layer or need_dx else None
@@ -207,7 +207,7 @@ class General(Recurrent):
                     to[...] = part
             if dx is not None:
                 flow = dx * tape.masks[layer - 1] if layer and tape.masks else dx
-        dx = self._output(_as_given(flow, source), source) if need_dx else None
+        dx = source.result(_as_given(flow, source)) if need_dx else None
         return dx, self._public_state(starts, source.unbatched)
 
     def _no_gradient(self, tape: GeneralTape) -> Array:

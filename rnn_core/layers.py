@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from rnn_core import _dense, _linear, _runtime, checks
 from rnn_core.module import Module
-from rnn_core.recurrent import Ragged
+from rnn_core.sequences import Ragged
 
 Array = NDArray[Any]
 

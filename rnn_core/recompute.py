@@ -20,7 +20,8 @@ from rnn_core import variants
 from rnn_core._plan import longest_first
 
 if TYPE_CHECKING:
-    from rnn_core.recurrent import Recurrent, _Input
+    from rnn_core.recurrent import Recurrent
+    from rnn_core.sequences import Sequences
 
 Array = NDArray[Any]
 Pair = list["Array | None"]  # h and c; c is None but for an LSTM
@@ -32,7 +33,7 @@ class Checkpoints:
 
     engine: Any
     versions: Any
-    source: _Input
+    source: Sequences
     weights: Any
     variant_masks: variants.Masks
     masks: list[Array]
@@ -46,12 +47,12 @@ def segment_steps(chunk: int, steps: int) -> int:
     return chunk * max(1, round(math.sqrt(0.4 * steps) / chunk))
 
 
-def _time(array: Array, source: _Input, begin: int, end: int) -> Array:
+def _time(array: Array, source: Sequences, begin: int, end: int) -> Array:
     """Steps [begin, end) of x or y: a view, which is contiguous where time comes first."""
     return array[:, begin:end] if source.layout == "batch_first" else array[begin:end]
 
 
-def _segments(source: _Input, segment: int) -> Iterator[tuple[int, int, Any]]:
+def _segments(source: Sequences, segment: int) -> Iterator[tuple[int, int, Any]]:
     """(begin, end, lengths) of each segment."""
     for begin in range(0, source.steps, segment):
         end = min(begin + segment, source.steps)
@@ -77,7 +78,7 @@ def _run(layer: Recurrent, tape: Checkpoints, piece: tuple[int, int, Any], start
     return engine, final
 
 
-def forward(layer: Recurrent, source: _Input, start: Pair, y: Array, masks: list[Array],
+def forward(layer: Recurrent, source: Sequences, start: Pair, y: Array, masks: list[Array],
             drawn: variants.Masks) -> tuple[Pair, Checkpoints]:
     """Fill y; (final state, checkpoints). ValueError for inputs whose segments would need each other."""
     if layer.bidirectional:

@@ -9,56 +9,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from rnn_core import _dense, checks, recompute, variants
+from rnn_core import _dense, checks, recompute, sequences, variants
 from rnn_core._engine import Network
 from rnn_core._step import Stepper
 from rnn_core.module import Module
+from rnn_core.sequences import Ragged, Sequences
 
 Array = NDArray[Any]
 State = Any  # h, or (h, c) for an LSTM
 
 # ---------------------------------------------------------------------------------------------------------- arguments
-
-
-@dataclass(frozen=True)
-class Ragged:
-    """Sequences of different lengths one after the other, with no padding between them.
-
-    values (sum(lengths), ...): all steps of the first sequence, then all of the second, and so on.
-    lengths (B,): steps of each, zero allowed.
-    """
-
-    values: Array
-    lengths: NDArray[np.int64]
-
-    def __post_init__(self) -> None:
-        values = np.asarray(self.values)
-        lengths = checks.integers("lengths", self.lengths, 0, 2**31, ("B",))
-        if values.ndim < 1 or len(values) != lengths.sum():
-            raise ValueError(f"values: expected sum(lengths) = {lengths.sum()} rows, got shape {values.shape}")
-        object.__setattr__(self, "values", values)
-        object.__setattr__(self, "lengths", lengths)
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-
-@dataclass
-class _Input:
-    """A checked input: what the engine is to be told of it, and how its results go back to the caller."""
-
-    array: Array
-    layout: str  # time_major, batch_first or concatenated
-    steps: int
-    batch: int
-    lengths: NDArray[np.int64] | None
-    unbatched: bool = False
-
-    def empty(self, width: int) -> Array:
-        """An output of `width` columns for this input, zero wherever the engine will not write."""
-        shape = (*self.array.shape[:-1], width)
-        full = self.lengths is None or self.layout == "concatenated"
-        return np.empty(shape, self.array.dtype) if full else np.zeros(shape, self.array.dtype)
 
 
 @dataclass
@@ -70,7 +30,7 @@ class Tape:
 
     engine: Any
     versions: tuple[int, ...]
-    source: _Input
+    source: Sequences
     variant_masks: variants.Masks  # of weight_drop and so on: a list of an array for each direction of each layer
     every_state: bool = False  # whether forward gave the state after every step, and backward gets its gradient
 
@@ -207,24 +167,8 @@ class Recurrent(Module):
 
     # ---- arguments and results ----------------------------------------------------------------------------
 
-    def _input(self, x: ArrayLike | Ragged, lengths: ArrayLike | None) -> _Input:
-        if isinstance(x, Ragged):
-            if lengths is not None:
-                raise ValueError("lengths: expected None beside a Ragged input, which has its own")
-            values = checks.floats("x.values", x.values, self.dtype, ("tokens", self.input_size))
-            return _Input(values, "concatenated", int(max(x.lengths, default=0)), len(x), x.lengths)
-        unbatched = checks.rank("x", x) == 2
-        if unbatched:
-            array = checks.floats("x", x, self.dtype, ("T", self.input_size))
-            array = array[None] if self.batch_first else array[:, None]
-            if lengths is not None and np.ndim(lengths) == 0:
-                lengths = np.reshape(lengths, 1)
-        else:
-            array = checks.floats("x", x, self.dtype, ("B", "T", self.input_size) if self.batch_first
-                                  else ("T", "B", self.input_size))
-        steps, batch = array.shape[1::-1] if self.batch_first else array.shape[:2]
-        ragged = None if lengths is None else checks.lengths(lengths, batch, steps)
-        return _Input(array, "batch_first" if self.batch_first else "time_major", steps, batch, ragged, unbatched)
+    def _input(self, x: ArrayLike | Ragged, lengths: ArrayLike | None) -> Sequences:
+        return sequences.take(x, lengths, self.dtype, self.input_size, self.batch_first)
 
     def _state_parts(self, name: str, state: State) -> tuple[Any, ...]:
         """The arrays of a state, one name each: (h,) here, (h, c) for an LSTM."""
@@ -327,9 +271,9 @@ class Recurrent(Module):
             h0, c0, final[0], final[1], keep, masks, *states, variant=variants.for_engine(self, drawn),
         )
         tape = Tape(engine, versions, source, drawn, every) if keep else None
-        return self._output(y, source), self._public_state(states if every else final, source.unbatched), tape
+        return source.result(y), self._public_state(states if every else final, source.unbatched), tape
 
-    def _every_state(self, source: _Input) -> list[Array | None]:
+    def _every_state(self, source: Sequences) -> list[Array | None]:
         """Arrays (T, L*D, B, size) for the states after every step."""
         lead = (source.steps, self.num_layers * self._directions, source.batch)
         h = np.zeros((*lead, self._out), self.dtype)
@@ -342,14 +286,9 @@ class Recurrent(Module):
         masks = self._masks(source) if self.dropout and self.num_layers > 1 else []
         drawn = self._draw(source, masks)
         final, tape = recompute.forward(self, source, start, y, masks, drawn)
-        return self._output(y, source), self._public_state(final, source.unbatched), tape
+        return source.result(y), self._public_state(final, source.unbatched), tape
 
-    def _output(self, y: Array, source: _Input) -> Any:
-        if source.layout == "concatenated" and source.lengths is not None:
-            return Ragged(y, source.lengths)
-        return y.reshape(source.steps, y.shape[-1]) if source.unbatched else y
-
-    def _masks(self, source: _Input) -> list[Array]:
+    def _masks(self, source: Sequences) -> list[Array]:
         """Factors 0 or 1/(1-p) of each element between two layers, by (seed, call, layer, sequence, step, unit)."""
         shape = (source.steps, source.batch, self._directions * self._out)
         masks = [np.empty(shape, self.dtype) for _ in range(self.num_layers - 1)]
@@ -357,7 +296,7 @@ class Recurrent(Module):
             _dense.dropout(None, None, mask, self.dropout, self._mask_seed, self.calls, layer, False)
         return masks
 
-    def _draw(self, source: _Input, masks: list[Array] | None) -> variants.Masks:
+    def _draw(self, source: Sequences, masks: list[Array] | None) -> variants.Masks:
         """The masks of the variants for this call, which ends the drawing of its random numbers."""
         drawn = variants.draw(self, source.steps, source.batch)
         self.calls += bool(masks or drawn)
@@ -376,7 +315,7 @@ class Recurrent(Module):
         dx = source.empty(self.input_size) if need_dx else None
         grads = self._arrays({name: self._grad(name) for name in self._buffers})
         found = variants.gradient_arrays(grads, tape.variant_masks)
-        dy = self._output_gradient(dy, source)
+        dy = source.gradient(dy, self._directions * self._out)
         if isinstance(tape, recompute.Checkpoints):
             before = recompute.backward(self, tape, dy, self._states("dstate", dstate, source.batch, source.unbatched),
                                         dx, found)
@@ -385,7 +324,7 @@ class Recurrent(Module):
             self._engine().backward(tape.engine, dy, *self._final_gradients(tape, dstate), found, dx, *before,
                                     *self._every_gradient(tape, dstate))
         variants.add_gradients(grads, found, tape.variant_masks)
-        return None if dx is None else self._output(dx, source), self._public_state(before, source.unbatched)
+        return None if dx is None else source.result(dx), self._public_state(before, source.unbatched)
 
     def _check_tape(self, tape: Any) -> None:
         network = tape.engine.network if isinstance(tape, Tape) else getattr(tape, "engine", None)
@@ -409,19 +348,6 @@ class Recurrent(Module):
                 shape = to[:, :, 0].shape if tape.source.unbatched else to.shape
                 to[...] = checks.floats(name, value, self.dtype, shape).reshape(to.shape)
         return found
-
-    def _output_gradient(self, dy: Any, source: _Input) -> Array | None:
-        if dy is None:
-            return None
-        if source.layout == "concatenated":
-            if isinstance(dy, Ragged):
-                if source.lengths is None or not np.array_equal(dy.lengths, source.lengths):
-                    raise ValueError(f"dy.lengths: expected {source.lengths}, got {dy.lengths}")
-                dy = dy.values
-        shape = (*source.array.shape[:-1], self._directions * self._out)
-        if source.unbatched:
-            return checks.floats("dy", dy, self.dtype, (source.steps, shape[-1])).reshape(shape)
-        return checks.floats("dy", dy, self.dtype, shape)
 
     def _describe(self) -> str:
         options = {"num_layers": 1, "bias": True, "batch_first": False, "dropout": 0.0, "bidirectional": False,

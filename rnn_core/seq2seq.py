@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from rnn_core import _attention, checks, losses
 from rnn_core.layers import Dropout, Embedding, Linear
 from rnn_core.module import Module
-from rnn_core.recurrent import LSTM, Ragged, Recurrent
+from rnn_core.recurrent import LSTM, Recurrent
 from rnn_core.seq2seq_parts import (
     ATTENTION,
     CELLS,
@@ -29,6 +29,7 @@ from rnn_core.seq2seq_parts import (
     ragged_tokens,
     seeds_from,
 )
+from rnn_core.sequences import Ragged
 
 __all__ = ["ATTENTION", "CELLS", "Attention", "Decoder", "Encoder", "Seq2Seq", "offsets", "ragged_tokens"]
 

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from rnn_core import _choice, _decode, _decoder, checks, module
-from rnn_core.recurrent import Ragged
 from rnn_core.seq2seq import Decoder, Encoded, offsets, ragged_tokens
+from rnn_core.sequences import Ragged
 
 ROWS = 1024  # hypotheses of one call of the compiled loop: bounds its memory, and the time between looks for signals
 

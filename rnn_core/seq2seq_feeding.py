@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from rnn_core import _feeding
 from rnn_core._plan import longest_first
 from rnn_core.module import aligned_zeros
-from rnn_core.recurrent import Ragged, _Input
+from rnn_core.sequences import Ragged, Sequences
 
 Array = NDArray[Any]
 _PER_UNIT = {"rnn_tanh": 1, "rnn_relu": 1, "lstm": 4, "gru": 4}  # numbers a unit of a step's tape, and of its dz
@@ -64,7 +64,7 @@ def _layers(decoder: Any, a: dict[str, Any], x: Array, state: Any, train: bool) 
     h0, c0 = state if isinstance(state, tuple) else (state, None)
     masks: list[Any] = [None] * rnn.num_layers
     if train and rnn.dropout and rnn.num_layers > 1:
-        spread = rnn._masks(_Input(x, "time_major", len(a["active"]), batch, None))
+        spread = rnn._masks(Sequences(x, "time_major", len(a["active"]), batch, None))
         masks[:-1] = [np.ascontiguousarray(mask[a["step"], a["order"][a["row"]]]) for mask in spread]
     found = []
     for layer in range(rnn.num_layers):

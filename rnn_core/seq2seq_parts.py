@@ -11,7 +11,8 @@ from numpy.typing import ArrayLike, NDArray
 from rnn_core import _attention, _tokens, checks
 from rnn_core.layers import Dropout, Embedding, Linear
 from rnn_core.module import Module
-from rnn_core.recurrent import GRU, LSTM, RNN, Ragged, Recurrent
+from rnn_core.recurrent import GRU, LSTM, RNN, Recurrent
+from rnn_core.sequences import Ragged
 
 Array = NDArray[Any]
 Lengths = NDArray[np.int64]

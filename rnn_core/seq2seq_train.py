@@ -16,9 +16,10 @@ from rnn_core import checkpoint, checks
 from rnn_core.clipping import clip_grad_norm
 from rnn_core.layers import Dropout
 from rnn_core.optim import Adam
-from rnn_core.recurrent import Ragged, Recurrent
+from rnn_core.recurrent import Recurrent
 from rnn_core.run import Interrupts, Log, Progress, RunFiles, interrupts
 from rnn_core.seq2seq import Seq2Seq, offsets, ragged_tokens
+from rnn_core.sequences import Ragged
 
 Order = NDArray[np.int64]
 COLUMNS = ("step", "epoch", "seconds", "lr", "training_loss", "validation_loss")

@@ -10,9 +10,9 @@ from cases import difference, parameter_differences
 
 import rnn_core as rc
 from rnn_core import _runtime, losses
-from rnn_core.recurrent import Ragged
 from rnn_core.seq2seq import Decoder, Encoder, Seq2Seq
 from rnn_core.seq2seq_parts import ragged_tokens
+from rnn_core.sequences import Ragged
 
 EXACT = _runtime.isa() != "generic" and os.environ.get("RNN_CORE_GEMM") != "blas"  # BLAS promises no bits
 SOURCES = [[1, 2, 3], [4, 5], [6, 0, 1, 2, 3]]
