@@ -38,7 +38,7 @@ cdef enum:
     CHUNK_MOST = 512
     BACK_TOKENS = 256
     # Below this many multiply-adds a step and thread, a barrier costs more than another thread saves.
-    WORTH_A_THREAD = 1 << 15
+    WORTH_A_THREAD = 5 << 12
 
 
 cdef Block reuse(list blocks, size_t least, size_t most):
