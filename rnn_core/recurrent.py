@@ -18,8 +18,6 @@ from rnn_core.sequences import Ragged, Sequences
 Array = NDArray[Any]
 State = Any  # h, or (h, c) for an LSTM
 
-# ---------------------------------------------------------------------------------------------------------- arguments
-
 
 @dataclass
 class Tape:

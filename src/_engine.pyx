@@ -369,7 +369,7 @@ cdef class Network:
         memset(&call, 0, sizeof(Call))
         call.kernels, call.batch, call.layers, call.directions = self.kernels, b, self.layers, self.directions
         call.chunk = max(1, min(b.steps, <ptrdiff_t>self.chunk_steps(b.rows)))
-        call.units = self.by_units(b.rows, threads) and self.out == self.units and all_dh is None
+        call.units = self.by_units(b.rows, threads) and not self.has_projection() and all_dh is None
         call.units = call.units and tape.variant is None
         cdef size_t norms = norm_back_bytes(
             self.units, self.dz_stride(tape.weights.directions), call.chunk * b.rows, b.rows,

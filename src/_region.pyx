@@ -10,8 +10,9 @@ from rnn_core._variants cimport multiply_rows
 cdef enum:
     # Multiply-adds of about 10 microseconds: a shorter call keeps the GIL.
     WORTH_RELEASING = 1 << 19
-    # Multiply-adds between two looks at the clock, which takes as long as a quarter of the shortest steps.
+    # Multiply-adds between two looks at the clock, but no more than so many steps: a look takes a tenth of the shortest.
     WORTH_A_LOOK = 1 << 20
+    STEPS_A_LOOK = 64
 
 
 cdef Team make_team(Call *call, int which, int rank, int size, bint leader) noexcept nogil:
@@ -128,7 +129,7 @@ cdef void run_team(Call *call, task work, int threads) noexcept nogil:
 
 cdef int run_call(Call *call, task work, int threads, double multiplications) except -1:
     """The whole call, without the GIL unless it is over before another thread could make use of it."""
-    call.look_every = <int>min(64, 1 + WORTH_A_LOOK / (1 + multiplications / call.batch.steps))
+    call.look_every = <int>min(STEPS_A_LOOK, 1 + WORTH_A_LOOK / (1 + multiplications / call.batch.steps))
     if multiplications < WORTH_RELEASING:
         run_team(call, work, threads)
     else:

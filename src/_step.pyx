@@ -81,7 +81,7 @@ cdef class Stepper:
     cdef char *h
     cdef char *c
     cdef bint copies                   # h into h_prev
-    cdef bint busy                     # a thread without the GIL is using `memory`
+    cdef readonly bint busy            # a thread without the GIL is using `memory`
     cdef object zeros                  # a layer's state where the caller gives none: (1, rows, units)
 
     def __init__(self, list buffers, pack, int dims=2):
@@ -95,12 +95,12 @@ cdef class Stepper:
             total += b.version
         return total
 
-    cdef int prepare(self, ptrdiff_t rows) except -1:
+    cdef int prepare(self, Weights weights, ptrdiff_t rows) except -1:
         """Everything about a step of `rows` rows that does not change from call to call."""
-        cdef Py_ssize_t stamp = self.versions()
-        self.weights = self.pack()
-        cdef Direction *d = self.weights.directions
-        cdef ptrdiff_t lanes = self.weights.kernels.lanes, units = whole(d.units, lanes), row = rc_row_size(&d.w, lanes)
+        cdef Direction *d = weights.directions
+        cdef ptrdiff_t lanes = weights.kernels.lanes, units = whole(d.units, lanes), row = rc_row_size(&d.w, lanes)
+        self.rows, self.weights = -1, weights  # no step fits what an error leaves half made
+        self.zeros = np.zeros((1, rows, d.units), np.float32) if self.dims == 3 else None
         self.memory = block(4 * padded(rows * units, 4) + padded(rows * row, 4))
         self.h_prev = <char *>self.memory.take_zeros(rows * units * 4)
         self.copies = d.cell >= RC_GRU and units != d.units
@@ -123,8 +123,7 @@ cdef class Stepper:
         s = &self.second
         s.phase, s.shape, s.packed, s.chains = 1, d.rn, d.rn_packed, rc_chains(1, d.units)
         s.panel_end = rc_panels(&d.rn, lanes)
-        self.zeros = np.zeros((1, rows, d.units), np.float32) if self.dims == 3 else None
-        self.stamp, self.rows = stamp, rows
+        self.rows = rows
         return 0
 
     cdef void compute(self, const float *x, const float *h, const float *c, float *out_h, float *out_c,
@@ -153,10 +152,15 @@ cdef class Stepper:
 
     cdef bint is_ready(self, ptrdiff_t rows) except? False:
         """Whether a step of `rows` rows can be done here, with the weights as they are now."""
+        cdef Py_ssize_t stamp = self.versions()
         if self.busy:
             return False
-        if self.rows != rows or self.stamp != self.versions():
-            self.prepare(rows)
+        if self.rows != rows or self.stamp != stamp:
+            weights = self.pack()
+            if self.busy:  # packing is Python, and lets go of the GIL: another thread's step may have begun meanwhile
+                return False
+            self.prepare(weights, rows)
+            self.stamp = stamp
         return self.weights.kernels == kernels_f32()
 
     cdef bint do_step(self, x, h, c, out_h, out_c):

@@ -75,7 +75,7 @@ static void gemm(const rc_gemm *job) {
 
 #define OUTER_ROWS (TILE_VECTORS / 4)
 #define STRIP (4 * LANES)
-#define OUTER_K 128    /* rows that one chain of a sum spans, on every instruction set: a tile's part of x stays in L1 */
+#define OUTER_K 128    /* rows that one chain of a sum spans, on every instruction set: a tile's x stays in L1 */
 #define AHEAD_APART 16 /* rows of a to fetch ahead: they lie apart, so that the processor does not do it by itself */
 
 /* A block of x that is packed: `count` rows from k on, columns from n on, a strip of 4 vectors after the other. */
@@ -129,7 +129,7 @@ INLINE void outer_tile(const int rows, const int vectors, const rc_outer *o, con
                                                                    ptrdiff_t m_end) { \
         const outer_block own = *b; \
         const rc_outer o = *own.o; \
-        for (; m + rows <= m_end; m += rows) { \
+        for (; rows <= OUTER_ROWS && m + rows <= m_end; m += rows) { \
             const real *x = own.x; \
             for (ptrdiff_t s = 0; s < own.strips; s++) { \
                 for (ptrdiff_t i = 0; i < own.count; i += OUTER_K) { \
@@ -143,20 +143,9 @@ INLINE void outer_tile(const int rows, const int vectors, const rc_outer *o, con
     }
 #define OUTER_ALL(rows) OUTER_TILES(rows, 1) OUTER_TILES(rows, 2) OUTER_TILES(rows, 3) OUTER_TILES(rows, 4)
 #define OUTER_NAMES(rows) {0, outer_##rows##_1, outer_##rows##_2, outer_##rows##_3, outer_##rows##_4}
-OUTER_ALL(1)
-OUTER_ALL(2)
-OUTER_ALL(3)
-#if TILE_VECTORS > 12
-OUTER_ALL(4)
-OUTER_ALL(5)
-OUTER_ALL(6)
-#endif
+OUTER_ALL(1) OUTER_ALL(2) OUTER_ALL(3) OUTER_ALL(4) OUTER_ALL(5) OUTER_ALL(6)
 static void (*const outer_tiles[][5])(const outer_block *, ptrdiff_t, ptrdiff_t) = {
-    {0}, OUTER_NAMES(1), OUTER_NAMES(2), OUTER_NAMES(3),
-#if TILE_VECTORS > 12
-    OUTER_NAMES(4), OUTER_NAMES(5), OUTER_NAMES(6),
-#endif
-};
+    {0}, OUTER_NAMES(1), OUTER_NAMES(2), OUTER_NAMES(3), OUTER_NAMES(4), OUTER_NAMES(5), OUTER_NAMES(6)};
 
 /* Strips of so many vectors, all rows of C. */
 static void outer_strips(const outer_block *b, int vectors) {

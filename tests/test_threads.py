@@ -4,12 +4,17 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 from cases import KINDS, Case, cell_of, parts, public, python_env, run_python, same
+from rnn_core._step import Stepper
+
+import rnn_core as rc
 
 # ---- Many Python threads -------------------------------------------------------------------------------------------
 
@@ -81,6 +86,32 @@ def test_many_threads_step_one_cell(kind):
     want = work(0)
     for found in in_threads(work):
         same(found, want, case)
+
+
+def test_a_step_that_packs_leaves_the_memory_of_one_that_runs():
+    """While one thread packs for another batch size, a second one's step may begin: it keeps what it computes in."""
+    cell = rc.GRUCell(512, 512, seed=0)
+    rng = np.random.default_rng(0)
+    x, h, small = (rng.standard_normal((rows, 512), dtype=np.float32) for rows in (2000, 2000, 1))
+    want, found = cell(x, h), np.empty_like(h)
+    running = []
+
+    def pack():
+        if not running and stepper is not None:  # the second call: another thread's step comes in between
+            running.append(threading.Thread(target=stepper.step, args=(x, h, None, found, None)))
+            running[0].start()
+            while running[0].is_alive() and not stepper.busy:
+                time.sleep(0)
+        return cell._weights()
+
+    stepper = None
+    made = Stepper(list(cell._buffers.values()), pack)
+    assert made.step(x, h, None, found, None)
+    stepper = made
+    out = np.empty_like(small)
+    assert not stepper.step(small, small, None, out, None)  # left to the general path
+    running[0].join()
+    np.testing.assert_array_equal(found, want)
 
 
 @pytest.mark.parametrize("kind", KINDS)
