@@ -10,7 +10,7 @@ from rnn_core._variants cimport multiply_rows
 cdef enum:
     # Multiply-adds of about 10 microseconds: a shorter call keeps the GIL.
     WORTH_RELEASING = 1 << 19
-    # Multiply-adds between two looks at the clock, but no more than so many steps: a look takes a tenth of the shortest.
+    # Multiply-adds between two looks at the clock, but at most so many steps: a look takes a tenth of the shortest.
     WORTH_A_LOOK = 1 << 20
     STEPS_A_LOOK = 64
 

@@ -179,8 +179,8 @@ static int vectors_of(const product *g, ptrdiff_t panel) {
 }
 
 /* All rows times one panel, the rows shared out evenly between tiles (32 = 6 6 5 5 5 5); while they pass, the next
- * panel comes into L2, each tile fetching its part. Blocks of k that stay in L1 were tried: they gain nothing at K 256 and
- * lose a tenth at 1024. */
+ * panel comes into L2, each tile fetching its part. Blocks of k that stay in L1 were tried: they gain nothing at K 256
+ * and lose a tenth at 1024. */
 static void run_panel(const tiles *by_rows, const product *g, ptrdiff_t panel) {
     const int vectors = vectors_of(g, panel);
     const ptrdiff_t most = TILE_VECTORS / vectors < MAX_ROWS ? TILE_VECTORS / vectors : MAX_ROWS, k = g->shape->k;
