@@ -87,6 +87,14 @@ INLINE vf lstm_c(const rc_step_back *s, ptrdiff_t row, ptrdiff_t j) {
     return v_fma(v_load(gate + LANES), c_prev, v_mul(v_load(gate), v_load(gate + 2 * LANES)));
 }
 
+/* The tape comes from beyond L2, five vectors for one: more than the processor fetches by itself. */
+#define UNITS_AHEAD 24
+INLINE void lstm_fetch(const rc_step_back *s, ptrdiff_t row, ptrdiff_t j) {
+    const real *gate = row_of(&s->saved, row) + j * 4 * LANES;
+    UNROLL for (int v = 0; v < 4; v++) __builtin_prefetch(gate + v * LANES);
+    __builtin_prefetch(unit_of(&s->saved_c, row, j));
+}
+
 INLINE void lstm_backward(const rc_step_back *s, ptrdiff_t row, ptrdiff_t j, vf dh, vf tanh_c) {
     const real *gate = row_of(&s->saved, row) + j * 4 * LANES;
     vf i = v_load(gate), f = v_load(gate + LANES), g = v_load(gate + 2 * LANES), o = v_load(gate + 3 * LANES);
@@ -168,14 +176,27 @@ INLINE void gru_rz_backward(const rc_step_back *s, ptrdiff_t row, ptrdiff_t j) {
 
 /* --------------------------------------------------------------------------------------------- tiles to cells */
 
-/* What gate v of unit vector j starts from; for kinds without gates, v counts the panel's unit vectors. */
-INLINE vf step_start(enum kind kind, const rc_step *s, ptrdiff_t row, ptrdiff_t panel, int v) {
-    const ptrdiff_t own = kind == LSTM || kind == GRU || kind == GRU_RZ ? panel * s->shape.gates + v : panel * 4 + v;
-    const ptrdiff_t gate = kind == GRU_RZ ? panel * 3 + v : kind == GRU_N ? own * 3 + 2 : own;
-    const real *from = kind == GRU && v == 2 ? (const real *)s->bias + panel * LANES
-                                             : row_of(&s->gates, row) + gate * LANES;
-    if (!has_rows(&s->product)) return v_load(from);
-    return v_add(v_load(from), v_load(row_of(&s->product, row) + own * LANES));
+/* The tile starts from the rows' gates, but for R_n h of a GRU, which starts from its bias; and from the product, where
+ * it has been computed already. Kinds without gates have 4 unit vectors in a panel. */
+INLINE void step_start(enum kind kind, const rc_step *s, ptrdiff_t row, ptrdiff_t panel, const int rows,
+                       const int panels, const int vectors, vf acc[][4]) {
+    const int full = kind == LSTM ? 4 : kind == GRU ? 3 : kind == GRU_RZ ? 2 : 4; /* vectors of a whole panel */
+    /* of a gate row: vectors of a panel, from one of the tile's vectors to the next, and before the first */
+    const int size = kind == GRU_RZ ? 3 : kind == GRU_N ? 12 : full, next = kind == GRU_N ? 3 : 1;
+    const int before = kind == GRU_N ? 2 : 0;
+    real *from[MAX_ROWS];
+    rows_of(&s->gates, row, rows, from);
+    UNROLL for (int i = 0; i < rows * panels * vectors; i++) {
+        const int p = i / vectors / rows, r = i / vectors % rows, v = i % vectors;
+        if (kind == GRU && v == 2) acc[i / vectors][v] = v_load((const real *)s->bias + (panel + p) * LANES);
+        else acc[i / vectors][v] = v_load(from[r] + (panel * size + p * size + v * next + before) * LANES);
+    }
+    if (!has_rows(&s->product)) return;
+    rows_of(&s->product, row, rows, from);
+    UNROLL for (int i = 0; i < rows * panels * vectors; i++) {
+        const int p = i / vectors / rows, r = i / vectors % rows, v = i % vectors;
+        acc[i / vectors][v] = v_add(acc[i / vectors][v], v_load(from[r] + (panel * full + p * full + v) * LANES));
+    }
 }
 
 /* The cell on a finished tile of rows x panels; z[v * tiles + i] is vector v of the i-th, rows of a panel side by side.
@@ -252,6 +273,7 @@ INLINE void back(const enum rc_cell cell, const rc_step_back s) {
         for (ptrdiff_t j = s.unit_begin; j < s.unit_end; j += SIDE_BY_SIDE) {
             const int count = s.unit_end - j < SIDE_BY_SIDE ? (int)(s.unit_end - j) : SIDE_BY_SIDE;
             vf tanh_c[SIDE_BY_SIDE];
+            for (int i = 0; i < count && cell == RC_LSTM; i++) lstm_fetch(&s, row, j + UNITS_AHEAD + i);
             for (int i = 0; i < count; i++) tanh_c[i] = cell == RC_LSTM ? lstm_c(&s, row, j + i) : v_zero();
             if (cell == RC_LSTM) tanh_all(tanh_c, count);
             for (int i = 0; i < count; i++) unit_back(cell, &s, row, j + i, tanh_c[i]);

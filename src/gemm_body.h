@@ -34,35 +34,66 @@ static void pack_bias(const rc_shape *shape, const void *a, const void *b, void 
     }
 }
 
-INLINE vf gemm_start(const rc_gemm *g, ptrdiff_t row, ptrdiff_t vector) {
-    if (g->bias) return v_load((const real *)g->bias + vector * LANES);
-    if (!g->accumulate) return v_zero();
-    return g->padded ? v_load(unit_of(&g->c, row, vector)) : load_or_zero(&g->c, row, vector, g->shape.units);
+/* Where the tile's columns begin in row c of C, and how many elements of the tile's last vector C has: the tile reads
+ * and writes no others. */
+INLINE ptrdiff_t first_column(const rc_gemm *g, ptrdiff_t panel) { return panel * panel_vectors(&g->shape) * LANES; }
+INLINE ptrdiff_t last_columns(const rc_gemm *g, ptrdiff_t panel, const int vectors) {
+    const ptrdiff_t left = g->shape.units - first_column(g, panel) - (vectors - 1) * LANES;
+    return g->padded || left > LANES ? LANES : left;
 }
 
-INLINE vf tile_start(enum kind kind, const void *job, ptrdiff_t row, ptrdiff_t panel, int v) {
-    if (kind != GEMM) return step_start(kind, job, row, panel, v);
-    const rc_gemm *g = job;
-    return gemm_start(g, row, panel * panel_vectors(&g->shape) + v);
-}
-
-INLINE void gemm_finish(const rc_gemm *g, ptrdiff_t row, ptrdiff_t panel, int vectors, const vf *z, int next) {
-    const ptrdiff_t first = panel * panel_vectors(&g->shape);
-    real *c = row_of(&g->c, row);
-    UNROLL for (int v = 0; v < vectors; v++) {
-        if (g->padded) v_store(c + (first + v) * LANES, z[v * next]);
-        else store_units(c, first + v, g->shape.units, z[v * next]);
+INLINE void gemm_start(const rc_gemm *g, ptrdiff_t row, ptrdiff_t panel, const int rows, const int panels,
+                       const int vectors, vf acc[][4]) {
+    const ptrdiff_t first = first_column(g, panel);
+    real *c[MAX_ROWS];
+    if (g->bias) {
+        const real *bias = (const real *)g->bias + first;
+        UNROLL for (int i = 0; i < panels * vectors; i++) {
+            const vf one = v_load(bias + i * LANES);
+            UNROLL for (int r = 0; r < rows; r++) acc[i / vectors * rows + r][i % vectors] = one;
+        }
+    } else if (!g->accumulate) {
+        UNROLL for (int i = 0; i < rows * panels * vectors; i++) acc[i / vectors][i % vectors] = v_zero();
+    } else {
+        const ptrdiff_t last = last_columns(g, panel + panels - 1, vectors);
+        rows_of(&g->c, row, rows, c);
+        UNROLL for (int i = 0; i < rows * panels * vectors; i++) {
+            const real *from = c[i / vectors % rows] + first + (i / vectors / rows * vectors + i % vectors) * LANES;
+            const int whole = i / vectors / rows < panels - 1 || i % vectors < vectors - 1;
+            acc[i / vectors][i % vectors] = whole || last == LANES ? v_load(from) : v_load_n(from, last);
+        }
     }
+}
+
+INLINE void gemm_finish(const rc_gemm *g, ptrdiff_t row, ptrdiff_t panel, const int rows, const int panels,
+                        const int vectors, vf acc[][4]) {
+    const ptrdiff_t first = first_column(g, panel), last = last_columns(g, panel + panels - 1, vectors);
+    real *c[MAX_ROWS];
+    rows_of(&g->c, row, rows, c);
+    UNROLL for (int i = 0; i < rows * panels * vectors; i++) {
+        real *to = c[i / vectors % rows] + first + (i / vectors / rows * vectors + i % vectors) * LANES;
+        const int whole = i / vectors / rows < panels - 1 || i % vectors < vectors - 1;
+        if (whole || last == LANES) v_store(to, acc[i / vectors][i % vectors]);
+        else v_store_n(to, acc[i / vectors][i % vectors], last);
+    }
+}
+
+INLINE void tile_start(enum kind kind, const void *job, ptrdiff_t row, ptrdiff_t panel, int rows, int panels,
+                       int vectors, vf acc[][4]) {
+    if (kind == GEMM) gemm_start(job, row, panel, rows, panels, vectors, acc);
+    else step_start(kind, job, row, panel, rows, panels, vectors, acc);
 }
 
 INLINE void tile_finish(enum kind kind, const void *job, ptrdiff_t row, ptrdiff_t panel, int rows, int panels,
-                        int vectors, vf *z) {
-    if (kind != GEMM) {
-        step_finish(job, row, panel, rows, panels, vectors, z);
+                        int vectors, vf acc[][4]) {
+    if (kind == GEMM) {
+        gemm_finish(job, row, panel, rows, panels, vectors, acc);
         return;
     }
-    UNROLL for (int t = 0; t < rows * panels; t++)
-        gemm_finish(job, row + t % rows, panel + t / rows, vectors, z + t, rows * panels);
+    const int tiles = rows * panels;
+    vf z[4 * MAX_ROWS];
+    UNROLL for (int i = 0; i < tiles * vectors; i++) z[i % vectors * tiles + i / vectors] = acc[i / vectors][i % vectors];
+    step_finish(job, row, panel, rows, panels, vectors, z);
 }
 
 static void gemm(const rc_gemm *job) {
@@ -75,126 +106,121 @@ static void gemm(const rc_gemm *job) {
 
 #define OUTER_ROWS (TILE_VECTORS / 4)
 #define STRIP (4 * LANES)
-#define OUTER_K 128    /* rows that one chain of a sum spans, on every instruction set: a tile's x stays in L1 */
 #define AHEAD_APART 16 /* rows of a to fetch ahead: they lie apart, so that the processor does not do it by itself */
 
-/* A block of x that is packed: `count` rows from k on, columns from n on, a strip of 4 vectors after the other. */
-typedef struct {
-    const rc_outer *o;
-    const real *x;
-    ptrdiff_t k, count, n, strips;
-    ptrdiff_t tail; /* elements in the last vector of a strip */
-} outer_block;
+/* The vectors of a strip when `left` columns are left, and the elements in its last one. */
+INLINE int strip_vectors(ptrdiff_t left) { return left < STRIP ? (int)rc_vectors(left, LANES) : 4; }
+INLINE ptrdiff_t strip_tail(ptrdiff_t left) { return left < STRIP ? left - (rc_vectors(left, LANES) - 1) * LANES : LANES; }
 
-/* Columns [n, n + 4 vectors) of rows [k, k + count) of x, one after the other: however far apart the rows lie, and
- * whatever their number is a multiple of, the tiles read them in order and aligned. Zeros follow the last column. */
-static void pack_columns(const rc_outer *o, ptrdiff_t k, ptrdiff_t count, ptrdiff_t n, int vectors, ptrdiff_t tail,
-                         real *to) {
+/* Columns [n, end) of rows [k, k + count) of x, strip after strip: however far apart the rows lie, and whatever their
+ * number is a multiple of, the tiles read them in order and aligned. Zeros follow the last column. */
+static void pack_columns(const rc_outer *o, ptrdiff_t k, ptrdiff_t count, ptrdiff_t n, ptrdiff_t end, real *to) {
     for (ptrdiff_t i = 0; i < count; i++) {
-        const real *x = row_of(&o->x, k + i) + n;
-        for (int v = 0; v < vectors; v++, to += LANES)
-            v_store(to, v + 1 < vectors ? v_load(x + v * LANES) : v_load_n(x + v * LANES, tail));
+        const real *x = row_of(&o->x, k + i), *next = row_of(&o->x, k + (i + AHEAD < count ? i + AHEAD : count - 1));
+        for (ptrdiff_t j = n; j < end; j += STRIP) {
+            const int vectors = strip_vectors(end - j);
+            real *strip = to + count * (j - n) + i * vectors * LANES;
+            for (int v = 0; v < vectors; v++, strip += LANES) {
+                __builtin_prefetch(next + j + v * LANES);
+                v_store(strip, v + 1 < vectors ? v_load(x + j + v * LANES) : v_load_n(x + j + v * LANES, strip_tail(end - j)));
+            }
+        }
     }
 }
 
-/* c[m][v] += sum_k a[k][m] * x[k][v] over `count` rows k: `tail` elements in the last vector. */
-INLINE void outer_tile(const int rows, const int vectors, const rc_outer *o, const real *a, const real *x,
-                       ptrdiff_t count, ptrdiff_t m, ptrdiff_t n, ptrdiff_t tail) {
+/* c[r][v] += sum_k a[k][r] * x[k][v] over `count` rows k; c has `tail` elements in the last vector. */
+INLINE void outer_tile(const int rows, const int vectors, const real *a, ptrdiff_t a_stride, const real *x,
+                       ptrdiff_t count, real *c, ptrdiff_t c_stride, ptrdiff_t tail) {
     vf acc[OUTER_ROWS][4];
-    real *c = (real *)o->c + m * o->c_stride + n;
-    UNROLL for (int r = 0; r < rows; r++) {
+    real *column[OUTER_ROWS], *to = c;
+    UNROLL for (int r = 0; r < rows; r++, to += c_stride) {
         UNROLL for (int v = 0; v < vectors; v++) {
             acc[r][v] = v_zero();
-            __builtin_prefetch(c + r * o->c_stride + v * LANES, 1);
+            __builtin_prefetch(to + v * LANES, 1);
         }
     }
-    TWICE for (ptrdiff_t k = 0; k < count; k++, a += o->a.stride, x += vectors * LANES) {
-        const real *column[OUTER_ROWS];
-        UNROLL for (int r = 0; r < rows; r++) column[r] = a + r;
-        __builtin_prefetch(a + AHEAD_APART * o->a.stride);
+    TWICE for (ptrdiff_t k = 0; k < count; k++, a += a_stride, x += vectors * LANES) {
+        UNROLL for (int r = 0; r < rows; r++) column[r] = (real *)a + r;
+        __builtin_prefetch(a + AHEAD_APART * a_stride);
         add_products(rows, vectors, column, 0, x, acc);
     }
-    UNROLL for (int r = 0; r < rows; r++) {
+    UNROLL for (int r = 0; r < rows; r++, c += c_stride) {
         UNROLL for (int v = 0; v < vectors; v++) {
-            real *to = c + r * o->c_stride + v * LANES;
+            to = c + v * LANES;
             if (v + 1 < vectors || tail == LANES) v_store(to, v_add(v_load(to), acc[r][v]));
             else v_store_n(to, v_add(v_load_n(to, tail), acc[r][v]), tail);
         }
     }
 }
 
-/* Rows [m, m_end) of C, so many at a time, through all strips of a block while their part of a is in L1. */
-#define OUTER_TILES(rows, vectors) \
-    static __attribute__((noinline)) void outer_##rows##_##vectors(const outer_block *b, ptrdiff_t m, \
-                                                                   ptrdiff_t m_end) { \
-        const outer_block own = *b; \
-        const rc_outer o = *own.o; \
-        for (; rows <= OUTER_ROWS && m + rows <= m_end; m += rows) { \
-            const real *x = own.x; \
-            for (ptrdiff_t s = 0; s < own.strips; s++) { \
-                for (ptrdiff_t i = 0; i < own.count; i += OUTER_K) { \
-                    const ptrdiff_t count = own.count - i < OUTER_K ? own.count - i : OUTER_K; \
-                    const real *a = (const real *)o.a.base + (own.k + i) * o.a.stride + m; \
-                    outer_tile(rows, vectors, &o, a, x, count, m, own.n + s * STRIP, own.tail); \
-                    x += count * vectors * LANES; \
-                } \
-            } \
-        } \
+typedef void outer_fn(const real *a, ptrdiff_t a_stride, const real *x, ptrdiff_t count, real *c, ptrdiff_t c_stride,
+                      ptrdiff_t tail);
+#define OUTER_TILE(rows, vectors) \
+    static __attribute__((noinline)) void outer_##rows##_##vectors( \
+        const real *a, ptrdiff_t a_stride, const real *x, ptrdiff_t count, real *c, ptrdiff_t c_stride, \
+        ptrdiff_t tail) { \
+        if (rows <= OUTER_ROWS) outer_tile(rows, vectors, a, a_stride, x, count, c, c_stride, tail); \
     }
-#define OUTER_ALL(rows) OUTER_TILES(rows, 1) OUTER_TILES(rows, 2) OUTER_TILES(rows, 3) OUTER_TILES(rows, 4)
+#define OUTER_ALL(rows) OUTER_TILE(rows, 1) OUTER_TILE(rows, 2) OUTER_TILE(rows, 3) OUTER_TILE(rows, 4)
 #define OUTER_NAMES(rows) {0, outer_##rows##_1, outer_##rows##_2, outer_##rows##_3, outer_##rows##_4}
 OUTER_ALL(1) OUTER_ALL(2) OUTER_ALL(3) OUTER_ALL(4) OUTER_ALL(5) OUTER_ALL(6)
-static void (*const outer_tiles[][5])(const outer_block *, ptrdiff_t, ptrdiff_t) = {
+static outer_fn *const outer_tiles[][5] = {
     {0}, OUTER_NAMES(1), OUTER_NAMES(2), OUTER_NAMES(3), OUTER_NAMES(4), OUTER_NAMES(5), OUTER_NAMES(6)};
 
-/* Strips of so many vectors, all rows of C. */
-static void outer_strips(const outer_block *b, int vectors) {
-    const ptrdiff_t begin = b->o->m_begin, end = b->o->m_end, rest = (end - begin) % OUTER_ROWS;
-    if (b->strips <= 0) return;
-    outer_tiles[OUTER_ROWS][vectors](b, begin, end);
-    if (rest) outer_tiles[rest][vectors](b, end - rest, end);
-}
-
-/* One block: columns [n, end) of x are packed to `to`, whole strips first, then what is left. */
-static void outer_columns(const rc_outer *o, ptrdiff_t k, ptrdiff_t count, ptrdiff_t n, ptrdiff_t end, real *to) {
-    const ptrdiff_t strips = (end - n) / STRIP, left = (end - n) % STRIP;
-    const int vectors = (int)rc_vectors(left, LANES);
-    const outer_block whole = {o, to, k, count, n, strips, LANES};
-    for (ptrdiff_t s = 0; s < strips; s++, to += count * STRIP) pack_columns(o, k, count, n + s * STRIP, 4, LANES, to);
-    outer_strips(&whole, 4);
-    if (left) {
-        const outer_block last = {o, to, k, count, n + strips * STRIP, 1, left - (vectors - 1) * LANES};
-        pack_columns(o, k, count, last.n, vectors, last.tail, to);
-        outer_strips(&last, vectors);
+/* C[:, n : end] += A^T X over rows [k, k + count): the columns of x are packed to `x`, a strip of 4 vectors after the
+ * other, and a few rows of C at a time go through all strips while their part of a is in L1. */
+static void outer_block(const rc_outer *o, ptrdiff_t k, ptrdiff_t count, ptrdiff_t n, ptrdiff_t end, real *x) {
+    const ptrdiff_t a_stride = o->a.stride, c_stride = o->c_stride;
+    pack_columns(o, k, count, n, end, x);
+    for (ptrdiff_t m = o->m_begin, rows; m < o->m_end; m += rows) {
+        const real *a = (const real *)o->a.base + k * a_stride + m;
+        real *c = (real *)o->c + m * c_stride;
+        rows = o->m_end - m < OUTER_ROWS ? o->m_end - m : OUTER_ROWS;
+        for (ptrdiff_t j = n; j < end; j += STRIP)
+            outer_tiles[rows][strip_vectors(end - j)](a, a_stride, x + count * (j - n), count, c + j, c_stride,
+                                                      strip_tail(end - j));
     }
 }
 
 /* With memory for it, x comes in blocks that stay in L2, so that a and C are read once a block and not once a strip:
  * a tenth of the time where they lie in L3. */
 static void outer(const rc_outer *o) {
-    _Alignas(64) real strip[OUTER_K * STRIP];
+    _Alignas(64) real strip[RC_OUTER_ROWS * STRIP];
     const int large = o->columns && (o->m_end - o->m_begin) * o->n >= RC_OUTER_LARGE;
-    const ptrdiff_t most_rows = large ? RC_OUTER_ROWS : OUTER_K, most = large ? RC_OUTER_COLUMNS : STRIP;
+    const ptrdiff_t most = large ? RC_OUTER_COLUMNS : STRIP;
     const ptrdiff_t strips = (o->n + STRIP - 1) / STRIP, blocks = (o->n + most - 1) / most;
     const ptrdiff_t each = blocks ? (strips + blocks - 1) / blocks * STRIP : 0; /* columns of a block, evenly */
     for (ptrdiff_t n = 0; n < o->n; n += each) {
         const ptrdiff_t end = o->n - n < each ? o->n : n + each;
-        for (ptrdiff_t k = 0; k < o->rows; k += most_rows)
-            outer_columns(o, k, o->rows - k < most_rows ? o->rows - k : most_rows, n, end,
-                          large ? o->columns : strip);
+        for (ptrdiff_t k = 0; k < o->rows; k += RC_OUTER_ROWS)
+            outer_block(o, k, o->rows - k < RC_OUTER_ROWS ? o->rows - k : RC_OUTER_ROWS, n, end,
+                        large ? o->columns : strip);
+    }
+}
+
+/* The sums of `vectors` neighbouring columns side by side: one alone would wait for its own additions. */
+INLINE void sums(const rc_rows *a, const rc_rows *x, ptrdiff_t rows, const int vectors, real *to, ptrdiff_t j,
+                 ptrdiff_t tail) {
+    vf acc[4];
+    UNROLL for (int v = 0; v < vectors; v++) acc[v] = v_zero();
+    for (ptrdiff_t i = 0; i < rows; i++) {
+        const real *from = row_of(a, i) + j, *factors = x ? row_of(x, i) + j : 0;
+        UNROLL for (int v = 0; v < vectors; v++) {
+            const ptrdiff_t n = v + 1 < vectors ? LANES : tail;
+            const vf one = load_units(from + v * LANES, 0, n);
+            acc[v] = x ? v_fma(one, load_units(factors + v * LANES, 0, n), acc[v]) : v_add(acc[v], one);
+        }
+    }
+    UNROLL for (int v = 0; v < vectors; v++) {
+        const ptrdiff_t n = v + 1 < vectors ? LANES : tail;
+        real *sum = to + j + v * LANES;
+        store_units(sum, 0, n, v_add(load_units(sum, 0, n), acc[v]));
     }
 }
 
 static void column_sums(const rc_rows *a, const rc_rows *x, ptrdiff_t rows, void *sum, ptrdiff_t begin,
                         ptrdiff_t end) {
-    real *to = sum;
-    for (ptrdiff_t j = begin; j < end; j += LANES) {
-        const ptrdiff_t left = end - j < LANES ? end - j : LANES;
-        vf acc = v_zero();
-        for (ptrdiff_t i = 0; i < rows; i++) {
-            const vf one = load_units(row_of(a, i) + j, 0, left);
-            acc = x ? v_fma(one, load_units(row_of(x, i) + j, 0, left), acc) : v_add(acc, one);
-        }
-        v_store_n(to + j, v_add(v_load_n(to + j, left), acc), left);
-    }
+    ptrdiff_t j = begin;
+    for (; j + 4 * LANES <= end; j += 4 * LANES) sums(a, x, rows, 4, sum, j, LANES);
+    for (; j < end; j += LANES) sums(a, x, rows, 1, sum, j, end - j < LANES ? end - j : LANES);
 }

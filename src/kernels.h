@@ -50,8 +50,8 @@ typedef struct {
 } rc_gemm;
 
 /* C (m, n) += A^T X: A (rows, m) with one stride, X (rows, n), both as the user or a gate buffer holds them. One chain
- * spans 128 rows; the sums of the chains are added to C in ascending order, with the same bits with and without
- * `columns`. */
+ * spans RC_OUTER_ROWS rows; the sums of the chains are added to C in ascending order, with the same bits with and
+ * without `columns`. */
 #define RC_OUTER_ROWS 256
 #define RC_OUTER_COLUMNS 512
 #define RC_OUTER_LARGE (1 << 18) /* elements of C from which on `columns` pay: more than a small part of L2 */

@@ -19,6 +19,16 @@ INLINE real *row_of(const rc_rows *rows, ptrdiff_t i) {
     return rows->ptr ? (real *)rows->ptr[i] : (real *)rows->base + i * rows->stride;
 }
 
+/* Pointers to `count` rows from `first` on. */
+INLINE void rows_of(const rc_rows *rows, ptrdiff_t first, const int count, real **to) {
+    if (rows->ptr) {
+        UNROLL for (int r = 0; r < count; r++) to[r] = rows->ptr[first + r];
+    } else {
+        real *at = (real *)rows->base + first * rows->stride;
+        UNROLL for (int r = 0; r < count; r++, at += rows->stride) to[r] = at;
+    }
+}
+
 INLINE int has_rows(const rc_rows *rows) { return rows->ptr || rows->base; }
 
 /* Vectors in a full panel. */
@@ -35,14 +45,15 @@ typedef struct {
     int backwards; /* from the last panel to the first */
 } product;
 
-INLINE vf tile_start(enum kind kind, const void *job, ptrdiff_t row, ptrdiff_t panel, int v);
-/* z[v * rows * panels + p * rows + r]: vector v of row r and panel p of the tile */
+/* Accumulators: vector v of row r of panel p of the tile is acc[p * rows + r][v]. */
+INLINE void tile_start(enum kind kind, const void *job, ptrdiff_t row, ptrdiff_t panel, int rows, int panels,
+                       int vectors, vf acc[][4]);
 INLINE void tile_finish(enum kind kind, const void *job, ptrdiff_t row, ptrdiff_t panel, int rows, int panels,
-                        int vectors, vf *z);
+                        int vectors, vf acc[][4]);
 
 /* acc[r][v] += x[r][i] w[v], w a row of vectors. The shorter side is what stays in registers: of AVX2's sixteen the
  * accumulators leave four. */
-INLINE void add_products(const int rows, const int vectors, const real *const *x, ptrdiff_t i, const real *w,
+INLINE void add_products(const int rows, const int vectors, real *const *x, ptrdiff_t i, const real *w,
                          vf acc[][4]) {
     vf held[MAX_ROWS];
     if (rows < vectors) {
@@ -60,21 +71,23 @@ INLINE void add_products(const int rows, const int vectors, const real *const *x
     }
 }
 
-/* Weights come from L2 in the order in which they lie. A tile of several rows fetches them so many rows of k ahead. */
+/* Weights come from L2 in the order in which they lie. A tile of few rows, which reads them fast, fetches them so many
+ * rows of k ahead. */
 #define AHEAD 8
 
-/* acc[s][p * rows + r][v] += sum_k a[r][k] * b[p][k][v], chain s over k in [s, s + 1) * ceil(k / chains). Meanwhile the
- * vectors from `later` on, `step` apart, come into L2. */
-INLINE void multiply(const int rows, const int panels, const int vectors, const int chains, const real *const *a,
-                     const real *b, ptrdiff_t k, vf acc[][MAX_ROWS][4], const real *later, ptrdiff_t step) {
+/* acc[s][p * rows + r][v] += sum_k a[r][k] * b[p][k][v], chain s over k in [s, s + 1) * ceil(k / chains). Meanwhile,
+ * with `fetch`, the vectors from `later` on, `step` apart, come into L2. */
+INLINE void multiply(const int rows, const int panels, const int vectors, const int chains, real *const *a,
+                     const real *b, ptrdiff_t k, vf acc[][MAX_ROWS][4], const int fetch, const real *later,
+                     ptrdiff_t step) {
     const ptrdiff_t each = (k + chains - 1) / chains, size = (ptrdiff_t)vectors * LANES, next = k * size;
-    TWICE for (ptrdiff_t i = 0; i < each; i++, later += step) {
-        if (rows > WIDE_ROWS) __builtin_prefetch(later, 0, 2);
+    TWICE for (ptrdiff_t i = 0; i < each; i++) {
+        if (fetch) __builtin_prefetch(later + i * step, 0, 2);
         UNROLL for (int s = 0; s < chains; s++) {
             if (chains > 1 && s * each + i >= k) break;
             UNROLL for (int p = 0; p < panels; p++) {
                 const real *row = b + p * next + (s * each + i) * size;
-                if (rows > 1)
+                if (fetch || (rows > 1 && rows <= WIDE_ROWS))
                     UNROLL for (int v = 0; v < vectors; v++) __builtin_prefetch(row + AHEAD * size + v * LANES);
                 add_products(rows, vectors, a, s * each + i, row, acc[s] + p * rows);
             }
@@ -86,26 +99,21 @@ INLINE void multiply(const int rows, const int panels, const int vectors, const 
  * multiply-add; their sum is a fixed tree. */
 INLINE void tile(enum kind kind, const int rows, const int panels, const int vectors, const int chains,
                  const product *g, const real *b, ptrdiff_t row, ptrdiff_t panel, const real *later, ptrdiff_t step) {
-    const int tiles = rows * panels;
-    const real *a[MAX_ROWS];
-    vf acc[4][MAX_ROWS][4], z[4 * MAX_ROWS];
-    UNROLL for (int r = 0; r < rows; r++) a[r] = row_of(g->a, row + r);
-    UNROLL for (int t = 0; t < tiles; t++) {
-        UNROLL for (int v = 0; v < vectors; v++) {
-            acc[0][t][v] = tile_start(kind, g->job, row + t % rows, panel + t / rows, v);
-            UNROLL for (int s = 1; s < chains; s++) acc[s][t][v] = v_zero();
-        }
+    real *a[MAX_ROWS];
+    vf acc[4][MAX_ROWS][4];
+    rows_of(g->a, row, rows, a);
+    tile_start(kind, g->job, row, panel, rows, panels, vectors, acc[0]);
+    UNROLL for (int s = 1; s < chains; s++) {
+        UNROLL for (int v = 0; v < vectors; v++) acc[s][0][v] = v_zero();
     }
-    multiply(rows, panels, vectors, chains, a, b, g->shape->k, acc, later, step);
-    UNROLL for (int v = 0; v < vectors; v++) {
-        UNROLL for (int t = 0; t < tiles; t++) {
-            vf sum = acc[0][t][v];
-            if (chains == 2) sum = v_add(sum, acc[1][t][v]);
-            if (chains == 4) sum = v_add(v_add(sum, acc[1][t][v]), v_add(acc[2][t][v], acc[3][t][v]));
-            z[v * tiles + t] = sum;
-        }
+    if (rows > WIDE_ROWS && step) multiply(rows, panels, vectors, chains, a, b, g->shape->k, acc, 1, later, step);
+    else multiply(rows, panels, vectors, chains, a, b, g->shape->k, acc, 0, b, 0);
+    UNROLL for (int v = 0; v < vectors && chains > 1; v++) {
+        vf *sum = &acc[0][0][v];
+        *sum = v_add(*sum, acc[1][0][v]);
+        if (chains == 4) *sum = v_add(*sum, v_add(acc[2][0][v], acc[3][0][v]));
     }
-    tile_finish(kind, g->job, row, panel, rows, panels, vectors, z);
+    tile_finish(kind, g->job, row, panel, rows, panels, vectors, acc[0]);
 }
 
 /* ------------------------------------------------------------------------------------------------- the instances */
@@ -178,16 +186,23 @@ static int vectors_of(const product *g, ptrdiff_t panel) {
     return left < 4 ? (int)left : 4;
 }
 
+/* Weights that one L2 does not hold beside all else. */
+#define FAR (1 << 20)
+/* Tiles that hide the way of a panel from L3 between them without fetching it ahead. */
+#define MANY_TILES 16
+
 /* All rows times one panel, the rows shared out evenly between tiles (32 = 6 6 5 5 5 5); while they pass, the next
- * panel comes into L2, each tile fetching its part. Blocks of k that stay in L1 were tried: they gain nothing at K 256
+ * panel of weights beyond L2 comes into it, each tile fetching its part. Blocks of k that stay in L1 were tried: they gain nothing at K 256
  * and lose a tenth at 1024. */
 static void run_panel(const tiles *by_rows, const product *g, ptrdiff_t panel) {
     const int vectors = vectors_of(g, panel);
     const ptrdiff_t most = TILE_VECTORS / vectors < MAX_ROWS ? TILE_VECTORS / vectors : MAX_ROWS, k = g->shape->k;
     const ptrdiff_t rows = g->row_end - g->row_begin, count = (rows + most - 1) / most;
     const ptrdiff_t each = (vectors + count - 1) / count; /* vectors of the next panel's rows that a tile fetches */
+    const ptrdiff_t bytes = (g->panel_end - g->panel_begin) * panel_vectors(g->shape) * (ptrdiff_t)sizeof(vf) * k;
+    const int far = bytes > FAR && count < MANY_TILES;
     const ptrdiff_t after = g->backwards ? panel - 1 : panel + 1;
-    const int fetch = after >= g->panel_begin && after < g->panel_end;
+    const int fetch = after >= g->panel_begin && after < g->panel_end && far;
     const real *b = panel_of(g, panel), *next = fetch ? panel_of(g, after) : b;
     for (ptrdiff_t t = 0, row = g->row_begin; row < g->row_end; t++) {
         const ptrdiff_t size = rows / count + (t < rows % count);
