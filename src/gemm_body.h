@@ -1,4 +1,5 @@
 /* Packing, plain products and weight gradients. */
+#include <string.h>
 
 static void pack(const rc_shape *shape, const void *src, ptrdiff_t column_stride, ptrdiff_t row_stride, void *packed) {
     const real *from = src;
@@ -92,7 +93,8 @@ INLINE void tile_finish(enum kind kind, const void *job, ptrdiff_t row, ptrdiff_
     }
     const int tiles = rows * panels;
     vf z[4 * MAX_ROWS];
-    UNROLL for (int i = 0; i < tiles * vectors; i++) z[i % vectors * tiles + i / vectors] = acc[i / vectors][i % vectors];
+    UNROLL for (int i = 0; i < tiles * vectors; i++)
+        z[i % vectors * tiles + i / vectors] = acc[i / vectors][i % vectors];
     step_finish(job, row, panel, rows, panels, vectors, z);
 }
 
@@ -110,7 +112,10 @@ static void gemm(const rc_gemm *job) {
 
 /* The vectors of a strip when `left` columns are left, and the elements in its last one. */
 INLINE int strip_vectors(ptrdiff_t left) { return left < STRIP ? (int)rc_vectors(left, LANES) : 4; }
-INLINE ptrdiff_t strip_tail(ptrdiff_t left) { return left < STRIP ? left - (rc_vectors(left, LANES) - 1) * LANES : LANES; }
+INLINE ptrdiff_t strip_tail(ptrdiff_t left) {
+    const ptrdiff_t tail = left - (strip_vectors(left) - 1) * LANES;
+    return tail < LANES ? tail : LANES;
+}
 
 /* Columns [n, end) of rows [k, k + count) of x, strip after strip: however far apart the rows lie, and whatever their
  * number is a multiple of, the tiles read them in order and aligned. Zeros follow the last column. */
@@ -119,12 +124,34 @@ static void pack_columns(const rc_outer *o, ptrdiff_t k, ptrdiff_t count, ptrdif
         const real *x = row_of(&o->x, k + i), *next = row_of(&o->x, k + (i + AHEAD < count ? i + AHEAD : count - 1));
         for (ptrdiff_t j = n; j < end; j += STRIP) {
             const int vectors = strip_vectors(end - j);
+            const ptrdiff_t tail = strip_tail(end - j);
             real *strip = to + count * (j - n) + i * vectors * LANES;
             for (int v = 0; v < vectors; v++, strip += LANES) {
+                const real *from = x + j + v * LANES;
                 __builtin_prefetch(next + j + v * LANES);
-                v_store(strip, v + 1 < vectors ? v_load(x + j + v * LANES) : v_load_n(x + j + v * LANES, strip_tail(end - j)));
+                v_store(strip, v + 1 < vectors ? v_load(from) : v_load_n(from, tail));
             }
         }
+    }
+}
+
+/* A tile's columns of a, one row after the other. */
+static void pack_tile(const real *a, ptrdiff_t stride, ptrdiff_t count, ptrdiff_t columns, real *to) {
+    for (ptrdiff_t k = 0; k < count; k++, a += stride, to += OUTER_ROWS) {
+        __builtin_prefetch(a + AHEAD_APART * stride);
+        if (columns == OUTER_ROWS) memcpy(to, a, OUTER_ROWS * sizeof(real));
+        else memcpy(to, a, (size_t)columns * sizeof(real));
+    }
+}
+
+/* acc[r][v] += sum_k a[k][r] * x[k][v], with `fetch` of rows of a that lie apart. */
+INLINE void outer_products(const int rows, const int vectors, const int fetch, const real *a, ptrdiff_t a_stride,
+                           const real *x, ptrdiff_t count, vf acc[][4]) {
+    real *column[OUTER_ROWS];
+    TWICE for (ptrdiff_t k = 0; k < count; k++, a += a_stride, x += vectors * LANES) {
+        UNROLL for (int r = 0; r < rows; r++) column[r] = (real *)a + r;
+        if (fetch) __builtin_prefetch(a + AHEAD_APART * a_stride);
+        add_products(rows, vectors, column, 0, x, acc);
     }
 }
 
@@ -132,18 +159,15 @@ static void pack_columns(const rc_outer *o, ptrdiff_t k, ptrdiff_t count, ptrdif
 INLINE void outer_tile(const int rows, const int vectors, const real *a, ptrdiff_t a_stride, const real *x,
                        ptrdiff_t count, real *c, ptrdiff_t c_stride, ptrdiff_t tail) {
     vf acc[OUTER_ROWS][4];
-    real *column[OUTER_ROWS], *to = c;
+    real *to = c;
     UNROLL for (int r = 0; r < rows; r++, to += c_stride) {
         UNROLL for (int v = 0; v < vectors; v++) {
             acc[r][v] = v_zero();
-            __builtin_prefetch(to + v * LANES, 1);
+            __builtin_prefetch(to + v * LANES);
         }
     }
-    TWICE for (ptrdiff_t k = 0; k < count; k++, a += a_stride, x += vectors * LANES) {
-        UNROLL for (int r = 0; r < rows; r++) column[r] = (real *)a + r;
-        __builtin_prefetch(a + AHEAD_APART * a_stride);
-        add_products(rows, vectors, column, 0, x, acc);
-    }
+    if (a_stride == OUTER_ROWS) outer_products(rows, vectors, 0, a, OUTER_ROWS, x, count, acc);
+    else outer_products(rows, vectors, 1, a, a_stride, x, count, acc);
     UNROLL for (int r = 0; r < rows; r++, c += c_stride) {
         UNROLL for (int v = 0; v < vectors; v++) {
             to = c + v * LANES;
@@ -168,16 +192,20 @@ static outer_fn *const outer_tiles[][5] = {
     {0}, OUTER_NAMES(1), OUTER_NAMES(2), OUTER_NAMES(3), OUTER_NAMES(4), OUTER_NAMES(5), OUTER_NAMES(6)};
 
 /* C[:, n : end] += A^T X over rows [k, k + count): the columns of x are packed to `x`, a strip of 4 vectors after the
- * other, and a few rows of C at a time go through all strips while their part of a is in L1. */
+ * other; a few rows of C at a time go through all strips. Where those are many, their columns of a are packed, too: to
+ * take a line from every row in each of them costs a tenth of the tiles' speed. */
 static void outer_block(const rc_outer *o, ptrdiff_t k, ptrdiff_t count, ptrdiff_t n, ptrdiff_t end, real *x) {
-    const ptrdiff_t a_stride = o->a.stride, c_stride = o->c_stride;
+    real packed[RC_OUTER_ROWS * OUTER_ROWS];
     pack_columns(o, k, count, n, end, x);
     for (ptrdiff_t m = o->m_begin, rows; m < o->m_end; m += rows) {
-        const real *a = (const real *)o->a.base + k * a_stride + m;
-        real *c = (real *)o->c + m * c_stride;
+        const real *a = (const real *)o->a.base + k * o->a.stride + m;
+        real *c = (real *)o->c + m * o->c_stride;
+        const int pack = end - n > 2 * STRIP;
         rows = o->m_end - m < OUTER_ROWS ? o->m_end - m : OUTER_ROWS;
+        if (pack) pack_tile(a, o->a.stride, count, rows, packed);
         for (ptrdiff_t j = n; j < end; j += STRIP)
-            outer_tiles[rows][strip_vectors(end - j)](a, a_stride, x + count * (j - n), count, c + j, c_stride,
+            outer_tiles[rows][strip_vectors(end - j)](pack ? packed : a, pack ? OUTER_ROWS : o->a.stride,
+                                                      x + count * (j - n), count, c + j, o->c_stride,
                                                       strip_tail(end - j));
     }
 }

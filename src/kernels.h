@@ -54,7 +54,7 @@ typedef struct {
  * without `columns`. */
 #define RC_OUTER_ROWS 256
 #define RC_OUTER_COLUMNS 512
-#define RC_OUTER_LARGE (1 << 18) /* elements of C from which on `columns` pay: more than a small part of L2 */
+#define RC_OUTER_LARGE (1 << 17) /* elements of C from which on `columns` pay: more than a small part of L2 */
 typedef struct {
     rc_rows a; /* base + stride only */
     rc_rows x;

@@ -188,21 +188,18 @@ static int vectors_of(const product *g, ptrdiff_t panel) {
 
 /* Weights that one L2 does not hold beside all else. */
 #define FAR (1 << 20)
-/* Tiles that hide the way of a panel from L3 between them without fetching it ahead. */
-#define MANY_TILES 16
 
-/* All rows times one panel, the rows shared out evenly between tiles (32 = 6 6 5 5 5 5); while they pass, the next
- * panel of weights beyond L2 comes into it, each tile fetching its part. Blocks of k that stay in L1 were tried: they gain nothing at K 256
- * and lose a tenth at 1024. */
+/* All rows times one panel, the rows shared out evenly between tiles (32 = 6 6 5 5 5 5). Of weights beyond L2 the next
+ * panel comes into it meanwhile, each tile fetching its part; nearer ones a tile reads faster without. Blocks of k that
+ * stay in L1 were tried: they gain nothing at K 256 and lose a tenth at 1024. */
 static void run_panel(const tiles *by_rows, const product *g, ptrdiff_t panel) {
     const int vectors = vectors_of(g, panel);
     const ptrdiff_t most = TILE_VECTORS / vectors < MAX_ROWS ? TILE_VECTORS / vectors : MAX_ROWS, k = g->shape->k;
     const ptrdiff_t rows = g->row_end - g->row_begin, count = (rows + most - 1) / most;
     const ptrdiff_t each = (vectors + count - 1) / count; /* vectors of the next panel's rows that a tile fetches */
     const ptrdiff_t bytes = (g->panel_end - g->panel_begin) * panel_vectors(g->shape) * (ptrdiff_t)sizeof(vf) * k;
-    const int far = bytes > FAR && count < MANY_TILES;
     const ptrdiff_t after = g->backwards ? panel - 1 : panel + 1;
-    const int fetch = after >= g->panel_begin && after < g->panel_end && far;
+    const int fetch = after >= g->panel_begin && after < g->panel_end && bytes > FAR;
     const real *b = panel_of(g, panel), *next = fetch ? panel_of(g, after) : b;
     for (ptrdiff_t t = 0, row = g->row_begin; row < g->row_end; t++) {
         const ptrdiff_t size = rows / count + (t < rows % count);
