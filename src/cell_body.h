@@ -177,25 +177,23 @@ INLINE void gru_rz_backward(const rc_step_back *s, ptrdiff_t row, ptrdiff_t j) {
 /* --------------------------------------------------------------------------------------------- tiles to cells */
 
 /* The tile starts from the rows' gates, but for R_n h of a GRU, which starts from its bias; and from the product, where
- * it has been computed already. Kinds without gates have 4 unit vectors in a panel. */
+ * it has been computed already. GRU_RZ and GRU_N are the gates r and z, and n, of gate rows of all three. */
 INLINE void step_start(enum kind kind, const rc_step *s, ptrdiff_t row, ptrdiff_t panel, const int rows,
                        const int panels, const int vectors, vf acc[][4]) {
-    const int full = kind == LSTM ? 4 : kind == GRU ? 3 : kind == GRU_RZ ? 2 : 4; /* vectors of a whole panel */
-    /* of a gate row: vectors of a panel, from one of the tile's vectors to the next, and before the first */
-    const int size = kind == GRU_RZ ? 3 : kind == GRU_N ? 12 : full, next = kind == GRU_N ? 3 : 1;
-    const int before = kind == GRU_N ? 2 : 0;
+    const int size = kind == GRU ? 3 : kind == GRU_RZ ? 2 : 4; /* vectors of a whole panel */
     real *from[MAX_ROWS];
     rows_of(&s->gates, row, rows, from);
-    UNROLL for (int i = 0; i < rows * panels * vectors; i++) {
-        const int p = i / vectors / rows, r = i / vectors % rows, v = i % vectors;
-        if (kind == GRU && v == 2) acc[i / vectors][v] = v_load((const real *)s->bias + (panel + p) * LANES);
-        else acc[i / vectors][v] = v_load(from[r] + (panel * size + p * size + v * next + before) * LANES);
+    EACH_VECTOR(p, r, v) {
+        const ptrdiff_t at = panel + p, gate = kind == GRU_RZ ? at * 3 + v : kind == GRU_N ? (at * 4 + v) * 3 + 2
+                                                                                          : at * size + v;
+        acc[p * rows + r][v] = kind == GRU && v == 2 ? v_load((const real *)s->bias + at * LANES)
+                                                     : v_load(from[r] + gate * LANES);
     }
     if (!has_rows(&s->product)) return;
     rows_of(&s->product, row, rows, from);
-    UNROLL for (int i = 0; i < rows * panels * vectors; i++) {
-        const int p = i / vectors / rows, r = i / vectors % rows, v = i % vectors;
-        acc[i / vectors][v] = v_add(acc[i / vectors][v], v_load(from[r] + (panel * full + p * full + v) * LANES));
+    EACH_VECTOR(p, r, v) {
+        vf *z = &acc[p * rows + r][v];
+        *z = v_add(*z, v_load(from[r] + ((panel + p) * size + v) * LANES));
     }
 }
 

@@ -35,9 +35,9 @@ static void pack_bias(const rc_shape *shape, const void *a, const void *b, void 
     }
 }
 
-/* Where the tile's columns begin in row c of C, and how many elements of the tile's last vector C has: the tile reads
- * and writes no others. */
 INLINE ptrdiff_t first_column(const rc_gemm *g, ptrdiff_t panel) { return panel * panel_vectors(&g->shape) * LANES; }
+
+/* Elements of a panel's last vector that C has: the tile reads and writes no others. */
 INLINE ptrdiff_t last_columns(const rc_gemm *g, ptrdiff_t panel, const int vectors) {
     const ptrdiff_t left = g->shape.units - first_column(g, panel) - (vectors - 1) * LANES;
     return g->padded || left > LANES ? LANES : left;
@@ -45,23 +45,18 @@ INLINE ptrdiff_t last_columns(const rc_gemm *g, ptrdiff_t panel, const int vecto
 
 INLINE void gemm_start(const rc_gemm *g, ptrdiff_t row, ptrdiff_t panel, const int rows, const int panels,
                        const int vectors, vf acc[][4]) {
-    const ptrdiff_t first = first_column(g, panel);
+    const ptrdiff_t first = first_column(g, panel), last = last_columns(g, panel + panels - 1, vectors);
     real *c[MAX_ROWS];
     if (g->bias) {
-        const real *bias = (const real *)g->bias + first;
-        UNROLL for (int i = 0; i < panels * vectors; i++) {
-            const vf one = v_load(bias + i * LANES);
-            UNROLL for (int r = 0; r < rows; r++) acc[i / vectors * rows + r][i % vectors] = one;
-        }
+        EACH_VECTOR(p, r, v) acc[p * rows + r][v] = v_load((const real *)g->bias + first + (p * vectors + v) * LANES);
     } else if (!g->accumulate) {
-        UNROLL for (int i = 0; i < rows * panels * vectors; i++) acc[i / vectors][i % vectors] = v_zero();
+        EACH_VECTOR(p, r, v) acc[p * rows + r][v] = v_zero();
     } else {
-        const ptrdiff_t last = last_columns(g, panel + panels - 1, vectors);
         rows_of(&g->c, row, rows, c);
-        UNROLL for (int i = 0; i < rows * panels * vectors; i++) {
-            const real *from = c[i / vectors % rows] + first + (i / vectors / rows * vectors + i % vectors) * LANES;
-            const int whole = i / vectors / rows < panels - 1 || i % vectors < vectors - 1;
-            acc[i / vectors][i % vectors] = whole || last == LANES ? v_load(from) : v_load_n(from, last);
+        EACH_VECTOR(p, r, v) {
+            const real *from = c[r] + first + (p * vectors + v) * LANES;
+            const int whole = p < panels - 1 || v < vectors - 1 || last == LANES;
+            acc[p * rows + r][v] = whole ? v_load(from) : v_load_n(from, last);
         }
     }
 }
@@ -71,11 +66,10 @@ INLINE void gemm_finish(const rc_gemm *g, ptrdiff_t row, ptrdiff_t panel, const 
     const ptrdiff_t first = first_column(g, panel), last = last_columns(g, panel + panels - 1, vectors);
     real *c[MAX_ROWS];
     rows_of(&g->c, row, rows, c);
-    UNROLL for (int i = 0; i < rows * panels * vectors; i++) {
-        real *to = c[i / vectors % rows] + first + (i / vectors / rows * vectors + i % vectors) * LANES;
-        const int whole = i / vectors / rows < panels - 1 || i % vectors < vectors - 1;
-        if (whole || last == LANES) v_store(to, acc[i / vectors][i % vectors]);
-        else v_store_n(to, acc[i / vectors][i % vectors], last);
+    EACH_VECTOR(p, r, v) {
+        real *to = c[r] + first + (p * vectors + v) * LANES;
+        if (p < panels - 1 || v < vectors - 1 || last == LANES) v_store(to, acc[p * rows + r][v]);
+        else v_store_n(to, acc[p * rows + r][v], last);
     }
 }
 
@@ -93,8 +87,7 @@ INLINE void tile_finish(enum kind kind, const void *job, ptrdiff_t row, ptrdiff_
     }
     const int tiles = rows * panels;
     vf z[4 * MAX_ROWS];
-    UNROLL for (int i = 0; i < tiles * vectors; i++)
-        z[i % vectors * tiles + i / vectors] = acc[i / vectors][i % vectors];
+    EACH_VECTOR(p, r, v) z[v * tiles + p * rows + r] = acc[p * rows + r][v];
     step_finish(job, row, panel, rows, panels, vectors, z);
 }
 

@@ -45,7 +45,12 @@ typedef struct {
     int backwards; /* from the last panel to the first */
 } product;
 
-/* Accumulators: vector v of row r of panel p of the tile is acc[p * rows + r][v]. */
+/* Vector v of row r of panel p of a tile has the accumulator acc[p * rows + r][v]. */
+#define EACH_VECTOR(p, r, v) \
+    UNROLL for (int p = 0; p < panels; p++) \
+        UNROLL for (int r = 0; r < rows; r++) \
+            UNROLL for (int v = 0; v < vectors; v++)
+
 INLINE void tile_start(enum kind kind, const void *job, ptrdiff_t row, ptrdiff_t panel, int rows, int panels,
                        int vectors, vf acc[][4]);
 INLINE void tile_finish(enum kind kind, const void *job, ptrdiff_t row, ptrdiff_t panel, int rows, int panels,
