@@ -20,7 +20,7 @@ from rnn_core._plan cimport BATCH_FIRST, CONCATENATED, LN_HH, LN_IH, PACKED, TIM
     Table, View, Weights, batch_bytes, block, compact_view, gates_of, load_state, pack, padded, part_of, plan_batch, \
     store_state, user_view, whole
 from rnn_core._region cimport Call, backward_task, forward_task, run_call
-from rnn_core._runtime cimport cache_bytes, fp_begin, fp_end, kernels_f32, kernels_f64, num_threads
+from rnn_core._runtime cimport cache_bytes, kernels_f32, num_threads
 from rnn_core._variants cimport Variants
 
 cnp.import_array()
@@ -496,15 +496,3 @@ cdef class Network:
 
 cdef const rc_kernels *table_of(object capsule) except NULL:
     return <const rc_kernels *>PyCapsule_GetPointer(capsule, "rnn_core.kernels")
-
-
-def activate(str function, x, bint double=False):
-    """exp, sigmoid or tanh of a float32 (or float64) array by the kernels: for tests."""
-    cdef const rc_kernels *k = kernels_f64() if double else kernels_f32()
-    values = np.ascontiguousarray(x, np.float64 if double else np.float32)
-    result = np.empty_like(values)
-    cdef unsigned control = fp_begin()
-    cdef int which = ["exp", "sigmoid", "tanh"].index(function)
-    k.activate(which, cnp.PyArray_DATA(values), cnp.PyArray_DATA(result), values.size)
-    fp_end(control)
-    return result

@@ -1,10 +1,17 @@
-"""Python-visible twins of what _runtime offers to compiled code, for the tests."""
+"""Python-visible twins of what compiled code has for itself, for the tests."""
 
 from libc.stdlib cimport calloc, free
 
+import numpy as np
+cimport numpy as cnp
+
+from rnn_core._kernels cimport rc_kernels
 from rnn_core._runtime cimport (
-    barrier_init, barrier_wait, fp_begin, fp_end, raise_pending, rc_barrier, run, run_prepared, tick,
+    barrier_init, barrier_wait, fp_begin, fp_end, kernels_f32, kernels_f64, raise_pending, rc_barrier, run, run_prepared,
+    tick,
 )
+
+cnp.import_array()
 
 cdef extern from "Python.h":
     unsigned long PyThread_get_thread_ident() noexcept nogil
@@ -127,3 +134,15 @@ def team_halves(float x, int want, bint flush):
     values = [cells[i].value for i in range(size)]
     free(cells)
     return values
+
+
+def activate(str function, x, bint double=False):
+    """exp, sigmoid or tanh of a float32 (or float64) array by the kernels."""
+    cdef const rc_kernels *k = kernels_f64() if double else kernels_f32()
+    values = np.ascontiguousarray(x, np.float64 if double else np.float32)
+    result = np.empty_like(values)
+    cdef unsigned control = fp_begin()
+    cdef int which = ["exp", "sigmoid", "tanh"].index(function)
+    k.activate(which, cnp.PyArray_DATA(values), cnp.PyArray_DATA(result), values.size)
+    fp_end(control)
+    return result

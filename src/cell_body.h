@@ -176,18 +176,23 @@ INLINE void gru_rz_backward(const rc_step_back *s, ptrdiff_t row, ptrdiff_t j) {
 
 /* --------------------------------------------------------------------------------------------- tiles to cells */
 
+/* Where in a gate row a panel's vector v lies. GRU_RZ has the gates r and z, GRU_N n, of gate rows of all three. */
+INLINE ptrdiff_t gate_at(enum kind kind, ptrdiff_t panel, int v, int size) {
+    if (kind == GRU_RZ) return panel * 3 + v;
+    if (kind == GRU_N) return (panel * 4 + v) * 3 + 2;
+    return panel * size + v;
+}
+
 /* The tile starts from the rows' gates, but for R_n h of a GRU, which starts from its bias; and from the product, where
- * it has been computed already. GRU_RZ and GRU_N are the gates r and z, and n, of gate rows of all three. */
+ * it has been computed already. */
 INLINE void step_start(enum kind kind, const rc_step *s, ptrdiff_t row, ptrdiff_t panel, const int rows,
                        const int panels, const int vectors, vf acc[][4]) {
     const int size = kind == GRU ? 3 : kind == GRU_RZ ? 2 : 4; /* vectors of a whole panel */
     real *from[MAX_ROWS];
     rows_of(&s->gates, row, rows, from);
     EACH_VECTOR(p, r, v) {
-        const ptrdiff_t at = panel + p, gate = kind == GRU_RZ ? at * 3 + v : kind == GRU_N ? (at * 4 + v) * 3 + 2
-                                                                                          : at * size + v;
-        acc[p * rows + r][v] = kind == GRU && v == 2 ? v_load((const real *)s->bias + at * LANES)
-                                                     : v_load(from[r] + gate * LANES);
+        const real *gate = from[r] + gate_at(kind, panel + p, v, size) * LANES;
+        acc[p * rows + r][v] = v_load(kind == GRU && v == 2 ? (const real *)s->bias + (panel + p) * LANES : gate);
     }
     if (!has_rows(&s->product)) return;
     rows_of(&s->product, row, rows, from);

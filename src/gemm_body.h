@@ -54,9 +54,8 @@ INLINE void gemm_start(const rc_gemm *g, ptrdiff_t row, ptrdiff_t panel, const i
     } else {
         rows_of(&g->c, row, rows, c);
         EACH_VECTOR(p, r, v) {
-            const real *from = c[r] + first + (p * vectors + v) * LANES;
-            const int whole = p < panels - 1 || v < vectors - 1 || last == LANES;
-            acc[p * rows + r][v] = whole ? v_load(from) : v_load_n(from, last);
+            const ptrdiff_t n = p < panels - 1 || v < vectors - 1 ? LANES : last;
+            acc[p * rows + r][v] = load_units(c[r] + first + (p * vectors + v) * LANES, 0, n);
         }
     }
 }
@@ -67,9 +66,8 @@ INLINE void gemm_finish(const rc_gemm *g, ptrdiff_t row, ptrdiff_t panel, const 
     real *c[MAX_ROWS];
     rows_of(&g->c, row, rows, c);
     EACH_VECTOR(p, r, v) {
-        real *to = c[r] + first + (p * vectors + v) * LANES;
-        if (p < panels - 1 || v < vectors - 1 || last == LANES) v_store(to, acc[p * rows + r][v]);
-        else v_store_n(to, acc[p * rows + r][v], last);
+        const ptrdiff_t n = p < panels - 1 || v < vectors - 1 ? LANES : last;
+        store_units(c[r] + first + (p * vectors + v) * LANES, 0, n, acc[p * rows + r][v]);
     }
 }
 
@@ -120,9 +118,8 @@ static void pack_columns(const rc_outer *o, ptrdiff_t k, ptrdiff_t count, ptrdif
             const ptrdiff_t tail = strip_tail(end - j);
             real *strip = to + count * (j - n) + i * vectors * LANES;
             for (int v = 0; v < vectors; v++, strip += LANES) {
-                const real *from = x + j + v * LANES;
                 __builtin_prefetch(next + j + v * LANES);
-                v_store(strip, v + 1 < vectors ? v_load(from) : v_load_n(from, tail));
+                v_store(strip, load_units(x + j + v * LANES, 0, v + 1 < vectors ? LANES : tail));
             }
         }
     }
@@ -159,13 +156,14 @@ INLINE void outer_tile(const int rows, const int vectors, const real *a, ptrdiff
             __builtin_prefetch(to + v * LANES);
         }
     }
+    /* packed, or in place */
     if (a_stride == OUTER_ROWS) outer_products(rows, vectors, 0, a, OUTER_ROWS, x, count, acc);
     else outer_products(rows, vectors, 1, a, a_stride, x, count, acc);
     UNROLL for (int r = 0; r < rows; r++, c += c_stride) {
         UNROLL for (int v = 0; v < vectors; v++) {
+            const ptrdiff_t n = v + 1 < vectors ? LANES : tail;
             to = c + v * LANES;
-            if (v + 1 < vectors || tail == LANES) v_store(to, v_add(v_load(to), acc[r][v]));
-            else v_store_n(to, v_add(v_load_n(to, tail), acc[r][v]), tail);
+            store_units(to, 0, n, v_add(load_units(to, 0, n), acc[r][v]));
         }
     }
 }
