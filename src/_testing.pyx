@@ -7,8 +7,8 @@ cimport numpy as cnp
 
 from rnn_core._kernels cimport rc_kernels
 from rnn_core._runtime cimport (
-    barrier_init, barrier_wait, fp_begin, fp_end, kernels_f32, kernels_f64, raise_pending, rc_barrier, run, run_prepared,
-    tick,
+    barrier_init, barrier_wait, fp_begin, fp_end, kernels_f32, kernels_f64, raise_pending, rc_barrier, run,
+    run_prepared, tick,
 )
 
 cnp.import_array()
