@@ -141,10 +141,11 @@ cdef class Network:
         return max(1, BACK_TOKENS // max(1, rows))
 
     cdef bint by_units(self, ptrdiff_t rows, int threads) noexcept:
-        """Share out hidden units rather than sequences? Of weights that one core's cache hardly holds each then keeps a
-        part; with smaller ones fewer sequences a thread are worth doing without a barrier a step."""
+        """Share out hidden units rather than sequences? They then meet once a step, and each reads only its part of R.
+        That pays for the more sequences the less of R one core's cache holds."""
         cdef size_t weights = self.units * self.out * gates_of(self.cell) * self.kernels.itemsize
-        return rows < (4 if 2 * weights <= cache_bytes(2) else 8) * threads
+        cdef size_t cache = cache_bytes(2)
+        return rows < (4 if 2 * weights <= cache else 8 if weights <= cache else 32) * threads
 
     # -- scratch
 
