@@ -43,11 +43,13 @@ static rc_rows rows_of(bench_job *job, ptrdiff_t rows, ptrdiff_t stride)
     return (rc_rows){.base = fill(job, rows * stride), .stride = stride};
 }
 
+static int gates_of(enum rc_cell cell) { return cell == RC_LSTM ? 4 : cell == RC_GRU ? 3 : 1; }
+
 /* rows sequences, one time step of a cell with `units` hidden units. */
 static void make_step(bench_job *job, enum rc_cell cell, ptrdiff_t rows, ptrdiff_t units)
 {
     const ptrdiff_t lanes = KERNELS.lanes, padded = rc_vectors(units, lanes) * lanes;
-    const int gates = cell == RC_LSTM ? 4 : cell == RC_GRU ? 3 : 1;
+    const int gates = gates_of(cell);
     rc_step *s = &job->step;
     *s = (rc_step){.cell = cell, .shape = {.k = units, .units = units, .gates = gates}, .row_end = rows};
     s->chains = rc_chains(gates, units);
@@ -66,8 +68,8 @@ static void make_step_back(bench_job *job, enum rc_cell cell, ptrdiff_t rows, pt
     const ptrdiff_t vectors = rc_vectors(units, KERNELS.lanes), padded = vectors * KERNELS.lanes;
     rc_step_back *s = &job->back;
     *s = (rc_step_back){.cell = cell, .units = units, .row_end = rows, .unit_end = vectors};
-    s->saved = rows_of(job, rows, padded * rc_saved_gates(cell));
-    s->saved_c = rows_of(job, rows, padded);
+    s->saved = rows_of(job, rows, padded * gates_of(cell));
+    s->saved_unit = rows_of(job, rows, padded);
     s->h_prev = rows_of(job, rows, padded);
     s->dy = rows_of(job, rows, units);
     s->dh = rows_of(job, rows, padded);

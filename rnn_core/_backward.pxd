@@ -25,7 +25,7 @@ cdef struct BackPass:
     char *douts                    # (chunk tokens, out): with a projection, the gradient of the projected h
     char *resets                   # (chunk tokens, units): r*h again, for R_n's gradient
     char *saved                    # the tape, compact
-    char *saved_c
+    char *saved_unit
     char *saved_hidden
     char *dw                       # gradients, as the user's: (gates * units, inputs) and so on; NULL where unwanted
     char *dr

@@ -15,10 +15,10 @@ cdef struct Pass:
     char *c                        # (rows, units): LSTM's cell state; GRU_RESET_BEFORE: z between its phases
     char *hidden                   # (rows, units): h before the projection
     char *reset                    # (rows, units): r*h
-    char *gates                    # (chunk tokens, gate row): the input projection
+    char *gates                    # (chunk tokens, gate row): the input projection, where no tape has place for it
     char *product                  # (rows, gate row), or NULL: scratch of kernels that do not fuse
-    char *saved                    # tape, compact, or NULL: activated gates
-    char *saved_c                  # tape: c before each step
+    char *saved                    # tape, compact, or NULL: the input projection, then the activated gates
+    char *saved_unit               # tape: LSTM c before each step, GRU R_n h + b_hn
     char *saved_hidden             # tape, with a projection: h before it
     Variant *variant               # or NULL; threads then share out sequences
     View all_h, all_c              # every step's state, where asked for (else base and sequence NULL)

@@ -32,14 +32,14 @@ cdef extern from "kernels.h" nogil:
         int chains
         const void *packed
         const void *bias
-        rc_rows gates, product, h_prev, h_next, c, reset, y, saved, saved_c
+        rc_rows gates, product, h_prev, h_next, c, reset, y, saved, saved_unit
         ptrdiff_t row_begin, row_end, panel_begin, panel_end
         int backwards
     ctypedef struct rc_step_back:
         rc_cell cell
         int phase
         ptrdiff_t units
-        rc_rows saved, saved_c, h_prev, dy, dh, dc, reset, dz
+        rc_rows saved, saved_unit, h_prev, dy, dh, dc, reset, dz
         ptrdiff_t row_begin, row_end, unit_begin, unit_end
     ctypedef struct rc_norm:
         ptrdiff_t units
@@ -63,7 +63,6 @@ cdef extern from "kernels.h" nogil:
         void (*norm)(const rc_norm *) noexcept nogil
         void (*norm_back)(const rc_norm *) noexcept nogil
         void (*activate)(int, const void *, void *, ptrdiff_t) noexcept nogil
-    int rc_saved_gates(rc_cell)
     ptrdiff_t rc_vectors(ptrdiff_t units, ptrdiff_t lanes)
     ptrdiff_t rc_panels(const rc_shape *, ptrdiff_t lanes)
     ptrdiff_t rc_row_size(const rc_shape *, ptrdiff_t lanes)

@@ -13,7 +13,7 @@ from rnn_core.module import aligned_zeros
 from rnn_core.sequences import Ragged, Sequences
 
 Array = NDArray[Any]
-_PER_UNIT = {"rnn_tanh": 1, "rnn_relu": 1, "lstm": 4, "gru": 4}  # numbers a unit of a step's tape, and of its dz
+_DZ = {"rnn_tanh": 1, "rnn_relu": 1, "lstm": 4, "gru": 4}  # gradients of a unit's pre-activations
 
 
 def forward(decoder: Any, inputs: Ragged, embedded: Array, state: Any, memory: Array, source_lengths: Array,
@@ -60,7 +60,7 @@ def _places(lengths: Array, source_lengths: Array) -> dict[str, Any]:
 def _layers(decoder: Any, a: dict[str, Any], x: Array, state: Any, train: bool) -> list[dict[str, Any]]:
     """The arrays of each layer; padded columns are zero."""
     rnn, n, batch, hidden = decoder.rnn, len(x), len(a["order"]), decoder.hidden_size
-    units, saved = a["units"], _PER_UNIT[rnn._cell()]  # rows of states are whole vectors
+    units = a["units"]  # rows of states are whole vectors
     h0, c0 = state if isinstance(state, tuple) else (state, None)
     masks: list[Any] = [None] * rnn.num_layers
     if train and rnn.dropout and rnn.num_layers > 1:
@@ -74,8 +74,8 @@ def _layers(decoder: Any, a: dict[str, Any], x: Array, state: Any, train: bool) 
             cell[:, :hidden] = c0[layer][a["order"]]
         found.append({
             "x": x if layer == 0 else np.empty((n, hidden), rnn.dtype), "h": aligned_zeros((n, units), rnn.dtype),
-            "h0": first, "c": cell, "saved": aligned_zeros((n, units * saved), rnn.dtype),
-            "saved_c": aligned_zeros((n, units), rnn.dtype) if c0 is not None else None, "mask": masks[layer],
+            "h0": first, "c": cell, "saved": aligned_zeros((n, units * rnn._gates), rnn.dtype),
+            "saved_unit": aligned_zeros((n, units), rnn.dtype) if rnn._gates > 1 else None, "mask": masks[layer],
         })
     return found
 
@@ -88,7 +88,7 @@ def backward(decoder: Any, tape: Any, dresult: Array) -> tuple[Array, Any, Array
     units, width = a["units"], a["layers"][0]["x"].shape[1]
     grads = rnn._arrays({name: rnn._grad(name) for name in rnn._buffers})
     layers = [{
-        "dz": np.empty((n, _PER_UNIT[rnn._cell()] * hidden), dtype), "dh": aligned_zeros((batch, units), dtype),
+        "dz": np.empty((n, _DZ[rnn._cell()] * hidden), dtype), "dh": aligned_zeros((batch, units), dtype),
         "dc": aligned_zeros((batch, units), dtype), "dy": np.zeros((batch, hidden), dtype),
         "dw": w, "dr": r, "db_ih": b_ih, "db_hh": b_hh,
     } for w, r, b_ih, b_hh, _ in grads]

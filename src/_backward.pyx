@@ -99,8 +99,8 @@ cdef void prepare(BackPass *p, const Batch *b, const Part *part, rc_step_back *s
     cdef ptrdiff_t lanes = p.kernels.lanes, m, tape = b.first[t] + part.row_begin, units = whole(p.d.units, lanes)
     cdef size_t itemsize = p.kernels.itemsize
     s.cell, s.phase, s.units = p.d.cell, 0, p.d.units
-    s.saved = from_row(p.saved, units * rc_saved_gates(p.d.cell), tape, itemsize)
-    s.saved_c = from_row(p.saved_c, units, tape, itemsize)
+    s.saved = from_row(p.saved, rc_row_size(&p.d.w, lanes), tape, itemsize)
+    s.saved_unit = from_row(p.saved_unit, units, tape, itemsize)
     s.dh = from_row(p.dh, whole(p.d.out, lanes), part.row_begin, itemsize)
     s.dc = from_row(p.dc, units, part.row_begin, itemsize)
     s.reset = from_row(p.reset, units, part.row_begin, itemsize)

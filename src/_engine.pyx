@@ -63,7 +63,7 @@ cdef class Tape:
     cdef Weights weights
     cdef Block memory
     cdef Batch batch
-    cdef Pass *passes                  # saved, saved_c, saved_hidden, x and y are the tape's
+    cdef Pass *passes                  # saved, saved_unit, saved_hidden, x and y are the tape's
     cdef View *mask_views
     cdef tuple arrays                  # x, y, h0, masks: kept alive
     cdef int layout
@@ -177,9 +177,9 @@ cdef class Network:
         cdef size_t units = whole(self.units, self.kernels.lanes), gates = units * gates_of(self.cell)
         cdef size_t tokens = chunk * rows if self.directions == 1 else b.first[b.steps]
         cdef size_t each = padded(passes, sizeof(Pass)) // passes + 6 * padded(rows * units, itemsize)
-        each += padded(chunk * (rows + threads) * gates, itemsize) + padded(rows * gates, itemsize)
+        each += (not keep) * padded(chunk * (rows + threads) * gates, itemsize) + padded(rows * gates, itemsize)
         each += 5 * padded(rows, sizeof(char *))
-        cdef size_t total = passes * (each + 64) + threads * padded(chunk * rows + rows, sizeof(void *))
+        cdef size_t total = passes * (each + 64) + threads * padded(2 * chunk * rows + rows, sizeof(void *))
         if not keep:
             total += self.layers * padded(tokens * self.directions * self.out, itemsize)
         return total + 4096
@@ -187,16 +187,16 @@ cdef class Network:
     cdef size_t tape_bytes(self, const Batch *b, bint dropout) except? 0:
         cdef size_t itemsize = self.kernels.itemsize, passes = self.layers * self.directions, n = b.first[b.steps]
         cdef size_t units = whole(self.units, self.kernels.lanes)
-        cdef size_t each = padded(n * units * rc_saved_gates(<rc_cell>self.cell), itemsize)
-        each += ((self.cell == RC_LSTM) + self.has_projection()) * padded(n * units, itemsize)
+        cdef size_t each = padded(n * units * gates_of(self.cell), itemsize)
+        each += (self.saves_units() + self.has_projection()) * padded(n * units, itemsize)
         each += 6 * padded(b.rows, sizeof(char *)) + sizeof(Pass) + sizeof(View) + 64
         cdef size_t outputs = padded(n * self.directions * self.out, itemsize) + 64
         return passes * each + (self.layers - 1) * (1 + dropout) * outputs + 4096
 
     cdef void set_pass(self, Pass *p, Direction *d, Block memory, const Batch *b, ptrdiff_t chunk,
-                       int threads) except *:
-        """The scratch of one direction; views and tape are set by the caller. Each thread's gates have room for its
-        part of the sequences rounded up."""
+                       int threads, bint keep) except *:
+        """The scratch of one direction; views and tape are set by the caller. Gates that no tape will keep have a
+        buffer, where each thread has room for its part of the sequences rounded up."""
         cdef ptrdiff_t lanes = self.kernels.lanes, units = whole(d.units, lanes), out = whole(d.out, lanes)
         cdef size_t itemsize = self.kernels.itemsize, gates = rc_row_size(&d.w, lanes)
         memset(p, 0, sizeof(Pass))
@@ -204,7 +204,8 @@ cdef class Network:
         p.h[0] = <char *>memory.take(b.rows * out * itemsize)
         p.h[1] = <char *>memory.take(b.rows * out * itemsize)
         p.c = <char *>memory.take_zeros(b.rows * units * itemsize)
-        p.gates = <char *>memory.take(chunk * (b.rows + threads) * gates * itemsize)
+        if not keep:
+            p.gates = <char *>memory.take(chunk * (b.rows + threads) * gates * itemsize)
         if d.projection:
             p.hidden = <char *>memory.take_zeros(b.rows * units * itemsize)
         if d.cell == RC_GRU_RESET_BEFORE:
@@ -215,9 +216,9 @@ cdef class Network:
     cdef void set_tape(self, Pass *p, Block memory, const Batch *b) except *:
         cdef ptrdiff_t units = whole(p.d.units, self.kernels.lanes), n = b.first[b.steps]
         cdef size_t itemsize = self.kernels.itemsize
-        p.saved = <char *>memory.take(n * units * rc_saved_gates(p.d.cell) * itemsize)
-        if p.d.cell == RC_LSTM:
-            p.saved_c = <char *>memory.take(n * units * itemsize)
+        p.saved = <char *>memory.take(n * rc_row_size(&p.d.w, self.kernels.lanes) * itemsize)
+        if self.saves_units():
+            p.saved_unit = <char *>memory.take(n * units * itemsize)
         if p.d.projection:
             p.saved_hidden = <char *>memory.take(n * units * itemsize)
 
@@ -277,7 +278,7 @@ cdef class Network:
         if masks is not None:
             call.masks = <View *>memory.take(self.layers * sizeof(View))
         self.set_passes(&call, weights, memory, scratch, keep, x, y, code, steps, offsets, masks, all_h, all_c, table)
-        call.pointers_each = chunk * rows + rows
+        call.pointers_each = 2 * chunk * rows + rows
         call.pointers = <void **>scratch.take(threads * call.pointers_each * sizeof(void *))
         cdef int i
         for i in range(self.layers * self.directions):
@@ -331,7 +332,7 @@ cdef class Network:
             for d in range(self.directions):
                 i = layer * self.directions + d
                 p = &call.passes[i]
-                self.set_pass(p, &weights.directions[i], scratch, b, call.chunk, call.threads)
+                self.set_pass(p, &weights.directions[i], scratch, b, call.chunk, call.threads, keep)
                 p.reverse = d == 1
                 if keep:
                     self.set_tape(p, memory, b)
@@ -399,6 +400,10 @@ cdef class Network:
     cdef bint has_projection(self) noexcept:
         return self.out != self.units
 
+    cdef bint saves_units(self) noexcept:
+        """Whether the tape keeps one vector more than the gates (rc_step.saved_unit)."""
+        return self.cell == RC_LSTM or self.cell == RC_GRU
+
     cdef bint has_resets(self) noexcept:
         """Whether R's gradient needs r*h once more."""
         return self.cell == RC_GRU_RESET_BEFORE
@@ -454,7 +459,7 @@ cdef class Network:
                 p, q = &call.back[i], &tape.passes[i]
                 memset(p, 0, sizeof(BackPass))
                 p.kernels, p.d, p.reverse, p.x, p.y = self.kernels, q.d, q.reverse, q.x, q.y
-                p.saved, p.saved_c, p.saved_hidden = q.saved, q.saved_c, q.saved_hidden
+                p.saved, p.saved_unit, p.saved_hidden = q.saved, q.saved_unit, q.saved_hidden
                 p.dz, p.dz_row, p.douts, p.resets = dz, self.dz_stride(q.d), douts, resets
                 p.dz_ih = p.dz_hh = dz
                 p.need_dx, p.add_dx = layer > 0 or dx is not None, d == 1

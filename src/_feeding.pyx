@@ -13,8 +13,8 @@ cimport numpy as cnp
 from rnn_core._dense cimport least, share
 from rnn_core._decoder cimport MOST_LAYERS, Net, Plan
 from rnn_core._kernels cimport *
-from rnn_core._plan cimport Block, Direction, Weights, add_outer, block, multiply, padded, project, rows_at, rows_by, \
-    shape_of, whole
+from rnn_core._plan cimport Block, Direction, Weights, add_outer, block, from_row, multiply, padded, project, rows_at, \
+    rows_by, shape_of, whole
 from rnn_core._rows cimport *
 from rnn_core._runtime cimport fp_begin, fp_end, kernels_f32, num_threads, raise_pending, run, tick
 from rnn_core._variants cimport add_rows, copy_rows, multiply_rows
@@ -31,8 +31,8 @@ cdef struct Layer:
     char *h                            # (N, units): states after each step
     char *h0                           # (B, units)
     char *c                            # (B, units): LSTM's cell
-    char *saved
-    char *saved_c
+    char *saved                        # (N, gate row): the input projection, then the activated gates
+    char *saved_unit                   # (N, units): rc_step.saved_unit
     char *mask                         # (N, H) between this layer and the next, or NULL
     char *dz                           # (N, dz)
     char *dh                           # (B, units)
@@ -73,7 +73,6 @@ cdef struct Feed:
     rc_shape combine_shape, query_shape
     void *combine_back                 # packed for the way back
     void *query_back
-    char *gates
     char *product
     char *work                         # (threads, most sources, H)
     void **pointers                    # (N)
@@ -81,7 +80,7 @@ cdef struct Feed:
 
 
 cdef inline rc_rows at(char *base, Py_ssize_t row, Py_ssize_t stride, const Feed *f) noexcept nogil:
-    return rows_at(base + row * stride * <Py_ssize_t>f.net.kernels.itemsize, stride)
+    return from_row(base, stride, row, f.net.kernels.itemsize)
 
 
 cdef inline Py_ssize_t padded_units(const Feed *f) noexcept nogil:
@@ -108,14 +107,12 @@ cdef void step_layer(const Feed *f, int layer, Py_ssize_t t, Py_ssize_t row, Py_
     cdef rc_rows x
     cdef rc_step s
     memset(&s, 0, sizeof(rc_step))
-    s.gates = at(f.gates, row, rc_row_size(&l.d.w, lanes), f)
+    s.gates = s.saved = at(l.saved, base, rc_row_size(&l.d.w, lanes), f)
+    s.saved_unit = at(l.saved_unit, base, units, f)
     project(f.net.cells, l.d, at(l.x, base, l.d.inputs, f), s.gates, n)
     s.cell, s.shape, s.chains, s.packed, s.bias = l.d.cell, l.d.r, l.d.chains, l.d.r_packed, l.d.bias_n
     s.h_prev, s.h_next = states_before(f, l, t, row), at(l.h, base, units, f)
     s.c = at(l.c, row, units, f)
-    s.saved = at(l.saved, base, units * rc_saved_gates(l.d.cell), f)
-    if l.d.cell == RC_LSTM:
-        s.saved_c = at(l.saved_c, base, units, f)
     if f.net.cells.gemm != kernels_f32().gemm:
         s.product = at(f.product, row, rc_row_size(&l.d.w, lanes), f)
     s.row_end, s.panel_end = n, rc_panels(&l.d.r, lanes)
@@ -224,9 +221,9 @@ cdef void step_layer_back(const Feed *f, int layer, Py_ssize_t t, Py_ssize_t row
     cdef rc_step_back s
     cdef rc_rows dx
     memset(&s, 0, sizeof(rc_step_back))
-    s.cell, s.units, s.saved = l.d.cell, h, at(l.saved, base, units * rc_saved_gates(l.d.cell), f)
-    if l.d.cell == RC_LSTM:
-        s.saved_c = at(l.saved_c, base, units, f)
+    s.cell, s.units = l.d.cell, h
+    s.saved = at(l.saved, base, rc_row_size(&l.d.w, f.net.kernels.lanes), f)
+    s.saved_unit = at(l.saved_unit, base, units, f)
     s.h_prev = states_before(f, l, t, row)
     s.dy = at(l.dy, row, h, f)
     if layer + 1 == f.net.layers:
@@ -375,12 +372,11 @@ cdef class Loop:
         cdef Py_ssize_t row = rc_row_size(&weights.directions[0].w, lanes)
         for i in range(f.rows):
             total += 2 * padded(whole(lengths[i], lanes) * max(plan.net.hidden, plan.net.width), size)
-        total += 2 * padded(row * f.rows, size) + padded(f.rows, sizeof(Sentence))
+        total += padded(row * f.rows, size) + padded(f.rows, sizeof(Sentence))
         total += padded(num_threads() * f.sources * plan.net.hidden, size) + 1024
         total += padded(max(f.rows * f.steps, f.tokens * plan.net.layers), sizeof(void *))
         self.memory = block(total)
         f.sentences = <Sentence *>self.memory.take_zeros(f.rows * sizeof(Sentence))
-        f.gates = <char *>self.memory.take(row * f.rows * size)
         f.product = <char *>self.memory.take(row * f.rows * size)
         f.work = <char *>self.memory.take(num_threads() * f.sources * plan.net.hidden * size)
         f.pointers = <void **>self.memory.take(max(f.rows * f.steps, f.tokens * plan.net.layers) * sizeof(void *))
@@ -398,7 +394,7 @@ cdef class Loop:
     cdef int set_layer(self, Layer *l, int number, dict given) except -1:
         l.d = &self.weights.directions[number]
         l.x, l.h, l.h0, l.c = data(given["x"]), data(given["h"]), data(given["h0"]), data(given["c"])
-        l.saved, l.saved_c, l.mask = data(given["saved"]), data(given["saved_c"]), data(given["mask"])
+        l.saved, l.saved_unit, l.mask = data(given["saved"]), data(given["saved_unit"]), data(given["mask"])
         return 0
 
     def forward(self):

@@ -36,22 +36,25 @@ cdef inline ptrdiff_t enter_step(const Batch *b, const Team *team, ptrdiff_t t, 
 
 
 cdef void project_inputs(Pass *p, const Batch *b, Part *part, const Team *team, ptrdiff_t begin, ptrdiff_t end,
-                         char *gates, void **pointers) noexcept nogil:
-    """gates <- W x + b for this thread's tokens of steps [begin, end), in ascending order of time. With a table the
-    gate rows are there already: `pointers` gets them."""
+                         char *buffer, void **gates, void **pointers) noexcept nogil:
+    """W x + b for this thread's tokens of steps [begin, end), in ascending order of time; `gates` gets where each one's
+    gate row is: with a table it is there already, a tape's is computed in its place, others in the chunk's buffer."""
     cdef ptrdiff_t t, m, n = 0, row = rc_row_size(&p.d.w, p.kernels.lanes) * <ptrdiff_t>p.kernels.itemsize
     cdef rc_gemm job
-    cdef rc_rows to = rows_at(gates, rc_row_size(&p.d.w, p.kernels.lanes))
     for t in range(begin, end):
         enter_step(b, team, t, part)
         for m in range(part.row_begin, part.row_end):
             pointers[n] = token(&p.x, b, t, m)
             if p.table != NULL:
-                pointers[n] = p.table + (<int64_t *>pointers[n])[0] * row
+                gates[n] = p.table + (<int64_t *>pointers[n])[0] * row
+            elif p.saved != NULL:
+                gates[n] = p.saved + (b.first[t] + m) * row
+            else:
+                gates[n] = buffer + n * row
             n += 1
     if p.table != NULL:
         return
-    job = product_job(p.kernels, &p.d.w, p.d.w_packed, p.d.bias, False, True, rows_by(pointers), to, n)
+    job = product_job(p.kernels, &p.d.w, p.d.w_packed, p.d.bias, False, True, rows_by(pointers), rows_by(gates), n)
     job.panel_begin, job.panel_end = part.gates_begin, part.gates_end
     p.kernels.gemm(&job)
     if p.d.normed:
@@ -64,12 +67,12 @@ cdef inline ptrdiff_t hat_row(const Pass *p, const Batch *b, const Part *part, p
 
 
 cdef void normalise_inputs(Pass *p, const Batch *b, Part *part, const Team *team, ptrdiff_t begin, ptrdiff_t end,
-                           char *gates) noexcept nogil:
+                           void **gates) noexcept nogil:
     cdef ptrdiff_t t, n, to, before = 0
     cdef rc_rows x
     for t in range(begin, end):
         n = enter_step(b, team, t, part)
-        x = from_row(gates, rc_row_size(&p.d.w, p.kernels.lanes), before, p.kernels.itemsize)
+        x = rows_by(gates + before)
         to = hat_row(p, b, part, t) if p.variant.norms.kept else own_rows(b, team)
         normalise(p.kernels, p.d, &p.variant.norms, LN_IH, 0, p.d.w.gates, x, x, to, n)
         before += n
@@ -151,7 +154,8 @@ cdef void begin_variant(Pass *p, const Part *part, rc_step *s) noexcept nogil:
         copy_rows(p.kernels.itemsize, s.c, from_row(p.variant.kept_c, units, part.row_begin, p.kernels.itemsize),
                   s.row_end, p.d.units)
     if p.variant.norms.gates != NULL:
-        s.saved = from_row(p.variant.norms.gates, units * rc_saved_gates(p.d.cell), part.row_begin, p.kernels.itemsize)
+        s.saved = from_row(p.variant.norms.gates, rc_row_size(&p.d.w, p.kernels.lanes), part.row_begin,
+                           p.kernels.itemsize)
 
 
 cdef void end_variant(Pass *p, const Batch *b, const Part *part, rc_step *s, ptrdiff_t t) noexcept nogil:
@@ -172,7 +176,6 @@ cdef bint one_step(Pass *p, const Batch *b, const Part *part, Team *team, rc_ste
     """Step t, the `done`-th of this direction. s.gates is set. True when the call is to be left."""
     cdef ptrdiff_t lanes = p.kernels.lanes, m, tape = b.first[t] + part.row_begin
     cdef ptrdiff_t units = whole(p.d.units, lanes), out = whole(p.d.out, lanes)
-    cdef ptrdiff_t saved = units * rc_saved_gates(p.d.cell)
     cdef size_t itemsize = p.kernels.itemsize
     s.cell, s.bias, s.row_begin, s.row_end = p.d.cell, p.d.bias_n, 0, part.row_end - part.row_begin
     s.c = from_row(p.c, units, part.row_begin, itemsize)
@@ -182,8 +185,8 @@ cdef bint one_step(Pass *p, const Batch *b, const Part *part, Team *team, rc_ste
         s.product = from_row(p.product, rc_row_size(&p.d.w, lanes), part.row_begin, itemsize)
     s.h_prev = from_row(p.h[done % 2], out, part.row_begin, itemsize)
     s.h_next = from_row(p.h[(done + 1) % 2], out, part.row_begin, itemsize)
-    s.saved = from_row(p.saved, saved, tape, itemsize)
-    s.saved_c = from_row(p.saved_c, units, tape, itemsize)
+    s.saved = from_row(p.saved, rc_row_size(&p.d.w, lanes), tape, itemsize)
+    s.saved_unit = from_row(p.saved_unit, units, tape, itemsize)
     s.y = rows_at(NULL, 0)
     if p.d.projection:
         s.h_next = from_row(p.hidden, units, part.row_begin, itemsize)
@@ -216,15 +219,12 @@ cdef bint one_step(Pass *p, const Batch *b, const Part *part, Team *team, rc_ste
 
 
 cdef bint chunk_steps(Pass *p, const Batch *b, Part *part, Team *team, ptrdiff_t begin, ptrdiff_t end,
-                      char *gates, void **pointers) noexcept nogil:
-    """The recurrence over steps [begin, end), whose input projection lies in `gates`, or where `pointers` say."""
-    cdef ptrdiff_t i, t, n, row = rc_row_size(&p.d.w, p.kernels.lanes)
-    cdef ptrdiff_t before = 0, total = 0
-    cdef void **outputs
+                      void **gates, void **outputs) noexcept nogil:
+    """The recurrence over steps [begin, end), whose gate rows lie where `gates` say."""
+    cdef ptrdiff_t i, t, n, before = 0, total = 0
     cdef rc_step s
     for t in range(begin, end):
         total += enter_step(b, team, t, part)
-    outputs = pointers + total
     for i in range(end - begin):
         t = end - 1 - i if p.reverse else begin + i
         if meet_if_shared_anew(b, team, t, t + 1 if p.reverse else t - 1):
@@ -233,7 +233,7 @@ cdef bint chunk_steps(Pass *p, const Batch *b, Part *part, Team *team, ptrdiff_t
         if p.reverse:
             total -= n
             before = total
-        s.gates = rows_by(pointers + before) if p.table != NULL else from_row(gates, row, before, p.kernels.itemsize)
+        s.gates = rows_by(gates + before)
         if not p.reverse:
             before += n
         if (n > 0 or team.units) and one_step(p, b, part, team, &s, t, b.steps - 1 - t if p.reverse else t, outputs):
@@ -245,22 +245,24 @@ cdef bint chunk_steps(Pass *p, const Batch *b, Part *part, Team *team, ptrdiff_t
 
 cdef bint forward_span(Pass *p, const Batch *b, Team *team, ptrdiff_t begin, ptrdiff_t end, ptrdiff_t chunk,
                        void **pointers) noexcept nogil:
-    """This thread's part of steps [begin, end), `chunk` steps at a time. `pointers` holds (chunk + 1) * rows of them.
-    True when the call is to be left."""
+    """This thread's part of steps [begin, end), `chunk` steps at a time. `pointers` holds (2 * chunk + 1) * rows of
+    them. True when the call is to be left."""
     cdef Part part
     cdef ptrdiff_t i, first, last, chunks = (end - begin + chunk - 1) // chunk
     cdef ptrdiff_t row = rc_row_size(&p.d.w, p.kernels.lanes) * <ptrdiff_t>p.kernels.itemsize
-    cdef char *gates = p.gates + chunk * own_rows(b, team) * row
+    cdef char *buffer = NULL if p.gates == NULL else p.gates + chunk * own_rows(b, team) * row
+    cdef void **outputs = pointers + chunk * b.rows
+    cdef void **gates = outputs + b.rows
     panels_of(p, &p.d.w, team, &part.gates_begin, &part.gates_end)
     panels_of(p, &p.d.rn, team, &part.rn_begin, &part.rn_end)
     panels_of(p, &p.d.p, team, &part.out_begin, &part.out_end)
     for i in range(chunks):
         first = begin + (chunks - 1 - i if p.reverse else i) * chunk
         last = min(first + chunk, end)
-        project_inputs(p, b, &part, team, first, last, gates, pointers)
+        project_inputs(p, b, &part, team, first, last, buffer, gates, pointers)
         if p.d.cell == RC_GRU_RESET_BEFORE and team.units and meet(team):  # R_n's panels are others than W's
             return True
-        if chunk_steps(p, b, &part, team, first, last, gates, pointers):
+        if chunk_steps(p, b, &part, team, first, last, gates, outputs):
             return True
         if team.meets and not team.units and meet(team):  # now and then, so that all can leave
             return True

@@ -24,7 +24,7 @@ cdef inline ptrdiff_t row_of(rc_cell cell, ptrdiff_t units, int which, const rc_
 
 cdef size_t norm_bytes(rc_cell cell, ptrdiff_t units, ptrdiff_t count, ptrdiff_t rows, const rc_kernels *k) except? 0:
     """What take_norms takes."""
-    cdef size_t total = padded(rows * whole(units, k.lanes) * rc_saved_gates(cell), k.itemsize)
+    cdef size_t total = padded(rows * whole(units, k.lanes) * gates_of(cell), k.itemsize)
     cdef int which
     for which in range(LN_KINDS):
         total += padded(count * row_of(cell, units, which, k), k.itemsize)
@@ -41,7 +41,7 @@ cdef int take_norms(Norms *n, const Direction *d, ptrdiff_t count, ptrdiff_t row
         n.hat_row[which] = row_of(d.cell, d.units, which, k)
         n.hat[which] = <char *>memory.take(count * n.hat_row[which] * k.itemsize)
     if d.cell == RC_LSTM and not kept:
-        n.gates = <char *>memory.take(rows * whole(d.units, k.lanes) * rc_saved_gates(d.cell) * k.itemsize)
+        n.gates = <char *>memory.take(rows * rc_row_size(&d.w, k.lanes) * k.itemsize)
     return 0
 
 

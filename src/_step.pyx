@@ -117,7 +117,7 @@ cdef class Stepper:
         s.cell, s.phase, s.shape, s.packed, s.bias = d.cell, 0, d.r, d.r_packed, d.bias_n
         s.chains = d.chains if d.cell != RC_GRU_RESET_BEFORE else rc_chains(2, d.units)
         s.gates, s.product, s.h_next, s.c = self.products.inputs.c, none, rows_at(self.h, units), rows_at(self.c, units)
-        s.reset, s.y, s.saved, s.saved_c = rows_at(reset, units), none, none, none
+        s.reset, s.y, s.saved, s.saved_unit = rows_at(reset, units), none, none, none
         s.row_begin, s.row_end, s.panel_begin = 0, rows, 0
         self.second = s[0]
         s = &self.second

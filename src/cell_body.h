@@ -71,7 +71,7 @@ INLINE void lstm_forward_c(const rc_step *s, ptrdiff_t row, ptrdiff_t j, vf *z, 
     vf c_prev = v_load(c_row);
     vf c = v_fma(z[next], c_prev, v_mul(z[0], z[2 * next]));
     save_gates(s, row, j, 4, z, next);
-    if (has_rows(&s->saved_c)) v_store(unit_of(&s->saved_c, row, j), c_prev);
+    if (has_rows(&s->saved_unit)) v_store(unit_of(&s->saved_unit, row, j), c_prev);
     v_store(c_row, c);
     z[0] = c;
 }
@@ -83,7 +83,7 @@ INLINE void lstm_forward_h(const rc_step *s, ptrdiff_t row, ptrdiff_t j, const v
 /* c, of which backward takes the tanh again. */
 INLINE vf lstm_c(const rc_step_back *s, ptrdiff_t row, ptrdiff_t j) {
     const real *gate = row_of(&s->saved, row) + j * 4 * LANES;
-    vf c_prev = v_load(unit_of(&s->saved_c, row, j));
+    vf c_prev = v_load(unit_of(&s->saved_unit, row, j));
     return v_fma(v_load(gate + LANES), c_prev, v_mul(v_load(gate), v_load(gate + 2 * LANES)));
 }
 
@@ -92,13 +92,13 @@ INLINE vf lstm_c(const rc_step_back *s, ptrdiff_t row, ptrdiff_t j) {
 INLINE void lstm_fetch(const rc_step_back *s, ptrdiff_t row, ptrdiff_t j) {
     const real *gate = row_of(&s->saved, row) + j * 4 * LANES;
     UNROLL for (int v = 0; v < 4; v++) __builtin_prefetch(gate + v * LANES);
-    __builtin_prefetch(unit_of(&s->saved_c, row, j));
+    __builtin_prefetch(unit_of(&s->saved_unit, row, j));
 }
 
 INLINE void lstm_backward(const rc_step_back *s, ptrdiff_t row, ptrdiff_t j, vf dh, vf tanh_c) {
     const real *gate = row_of(&s->saved, row) + j * 4 * LANES;
     vf i = v_load(gate), f = v_load(gate + LANES), g = v_load(gate + 2 * LANES), o = v_load(gate + 3 * LANES);
-    vf c_prev = v_load(unit_of(&s->saved_c, row, j));
+    vf c_prev = v_load(unit_of(&s->saved_unit, row, j));
     real *dc_row = unit_of(&s->dc, row, j);
     vf dc = v_fma(v_mul(dh, o), d_tanh(tanh_c), v_load(dc_row));
     emit_dz(s, row, j, 0, v_mul(v_mul(dc, g), d_sigmoid(i)));
@@ -114,20 +114,21 @@ INLINE void lstm_backward(const rc_step_back *s, ptrdiff_t row, ptrdiff_t j, vf 
 
 INLINE vf gru_mix(vf z, vf n, vf h_prev) { return v_fma(z, v_sub(h_prev, n), n); }
 
-/* r and z are activated. Leaves R_n h + b_hn as a fourth gate, and n, of which the tanh is taken next, in its place. */
+/* r and z are activated. Leaves n, of which the tanh is taken next, in the place of R_n h + b_hn. */
 INLINE void gru_forward_n(const rc_step *s, ptrdiff_t row, ptrdiff_t j, vf *z, int next) {
-    z[3 * next] = z[2 * next];
+    if (has_rows(&s->saved_unit)) v_store(unit_of(&s->saved_unit, row, j), z[2 * next]);
     z[2 * next] = v_fma(z[0], z[2 * next], v_load(row_of(&s->gates, row) + (j * 3 + 2) * LANES));
 }
 
 INLINE void gru_forward_h(const rc_step *s, ptrdiff_t row, ptrdiff_t j, const vf *z, int next) {
-    save_gates(s, row, j, 4, z, next);
+    save_gates(s, row, j, 3, z, next);
     emit_h(s, row, j, gru_mix(z[next], z[2 * next], v_load(unit_of(&s->h_prev, row, j))));
 }
 
 INLINE void gru_backward(const rc_step_back *s, ptrdiff_t row, ptrdiff_t j, vf dh) {
-    const real *gate = row_of(&s->saved, row) + j * 4 * LANES;
-    vf r = v_load(gate), z = v_load(gate + LANES), n = v_load(gate + 2 * LANES), h_n = v_load(gate + 3 * LANES);
+    const real *gate = row_of(&s->saved, row) + j * 3 * LANES;
+    vf r = v_load(gate), z = v_load(gate + LANES), n = v_load(gate + 2 * LANES);
+    vf h_n = v_load(unit_of(&s->saved_unit, row, j));
     vf h_prev = load_or_zero(&s->h_prev, row, j, s->units);
     vf dn = v_mul(v_mul(dh, one_minus(z)), d_tanh(n));
     emit_dz(s, row, j, 0, dn);

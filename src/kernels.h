@@ -89,8 +89,8 @@ typedef struct {
     rc_rows c;           /* LSTM: in and out (units), whole vectors, in place; GRU_RESET_BEFORE: z between phases */
     rc_rows reset;       /* GRU_RESET_BEFORE: r*h, whole vectors */
     rc_rows y;           /* out (units) exactly, or base and ptr NULL */
-    rc_rows saved;       /* tape, or NULL: activated gates as a gate row of rc_saved_gates() vectors a unit vector */
-    rc_rows saved_c;     /* tape, LSTM, or NULL: the c that the step started from, whole vectors */
+    rc_rows saved;       /* tape, or NULL: the activated gates, a gate row; may be `gates` */
+    rc_rows saved_unit;  /* tape, or NULL: LSTM the c that the step started from, GRU R_n h + b_hn; whole vectors */
     ptrdiff_t row_begin, row_end;
     ptrdiff_t panel_begin, panel_end;
     int backwards; /* as in rc_gemm */
@@ -106,7 +106,7 @@ typedef struct {
     enum rc_cell cell;
     int phase; /* GRU_RESET_BEFORE: 0 gives dn and dz, 1 gives dr from d(r*h) in `reset` */
     ptrdiff_t units;
-    rc_rows saved, saved_c;
+    rc_rows saved, saved_unit;
     rc_rows h_prev; /* GRU (units) */
     rc_rows dy;     /* (units) or NULL */
     rc_rows dh;     /* in: dh from step t+1, whole vectors; out: the part of dh_{t-1} that does not pass through R */
@@ -167,12 +167,6 @@ extern const rc_kernels rc_kernels_generic, rc_kernels_f64;
 #if defined(__x86_64__)
 extern const rc_kernels rc_kernels_avx2, rc_kernels_avx512;
 #endif
-
-/* Vectors a unit vector that the cell's tape keeps. */
-static inline int rc_saved_gates(enum rc_cell cell) {
-    static const int saved[RC_CELLS] = {1, 1, 4, 4, 3};
-    return saved[cell];
-}
 
 static inline ptrdiff_t rc_vectors(ptrdiff_t units, ptrdiff_t lanes) { return (units + lanes - 1) / lanes; }
 

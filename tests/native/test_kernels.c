@@ -110,21 +110,21 @@ static void cell(const rc_kernels *k, enum rc_cell kind, ptrdiff_t units, ptrdif
     const ptrdiff_t dz = units * (kind == RC_GRU ? 4 : gates);
     rc_rows g = rows(m, wide * gates), h = rows(m, wide), next = rows(m, wide);
     rc_rows c = rows(m, wide), reset = rows(m, wide);
-    rc_rows y = apart(m, units), saved = rows(m, wide * rc_saved_gates(kind)), saved_c = rows(m, wide);
+    rc_rows y = apart(m, units), saved = rows(m, wide * gates), saved_unit = rows(m, wide);
     rc_rows none = {NULL, 0, NULL}, h_prev = apart(m, units), dh = rows(m, wide), d = rows(m, dz);
     void *bias = array(wide);
     for (int phase = 0; phase <= before; phase++) {
         rc_shape shape = {units, units, before ? 2 - phase : gates};
         void *weights = packed(k, &shape);
         rc_step s = {kind, phase, shape, rc_chains(shape.gates, units), weights, bias, g, none, h, next, c, reset, y,
-                     saved, saved_c, 0, m, 0, rc_panels(&shape, k->lanes), phase};
+                     saved, saved_unit, 0, m, 0, rc_panels(&shape, k->lanes), phase};
         k->step(&s);
         free(weights);
-        rc_step_back back = {kind, phase, units, saved, saved_c, h_prev, y, dh, c, reset, d, 0, m, 0,
+        rc_step_back back = {kind, phase, units, saved, saved_unit, h_prev, y, dh, c, reset, d, 0, m, 0,
                              rc_vectors(units, k->lanes)};
         k->step_back(&back);
     }
-    drop(g, m), drop(h, m), drop(next, m), drop(c, m), drop(reset, m), drop(y, m), drop(saved, m), drop(saved_c, m);
+    drop(g, m), drop(h, m), drop(next, m), drop(c, m), drop(reset, m), drop(y, m), drop(saved, m), drop(saved_unit, m);
     drop(h_prev, m), drop(dh, m), drop(d, m), free(bias);
 }
 
