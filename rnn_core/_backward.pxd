@@ -22,6 +22,10 @@ cdef struct BackPass:
     char *dz_ih                    # the same before the layer normalisations of either side; without them dz itself
     char *dz_hh
     ptrdiff_t dz_row               # its stride in elements
+    char *sums                     # (table rows, dz row), or NULL: dz summed over the tokens that x puts at each row
+    char *table                    # (table rows, inputs): x is then (token), its int64 place here
+    char *dtable                   # gradient of the table, in place of dx
+    ptrdiff_t table_rows
     char *douts                    # (chunk tokens, out): with a projection, the gradient of the projected h
     char *resets                   # (chunk tokens, units): r*h again, for R_n's gradient
     char *saved                    # the tape, compact

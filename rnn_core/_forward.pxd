@@ -1,7 +1,7 @@
 # The forward time loop.
 
 from rnn_core._kernels cimport *
-from rnn_core._plan cimport Batch, Direction, Team, View
+from rnn_core._plan cimport Batch, Block, Direction, Team, View
 from rnn_core._variants cimport Variant
 
 # One direction of one layer on its way through time. Strides in elements, all of whole vectors.
@@ -15,7 +15,7 @@ cdef struct Pass:
     char *c                        # (rows, units): LSTM's cell state; GRU_RESET_BEFORE: z between its phases
     char *hidden                   # (rows, units): h before the projection
     char *reset                    # (rows, units): r*h
-    char *gates                    # (chunk tokens, gate row): the input projection, where no tape has place for it
+    char *gates                    # (chunk tokens, gate row): the input projection, where there is no tape for it
     char *product                  # (rows, gate row), or NULL: scratch of kernels that do not fuse
     char *saved                    # tape, compact, or NULL: the input projection, then the activated gates
     char *saved_unit               # tape: LSTM c before each step, GRU R_n h + b_hn
@@ -25,3 +25,12 @@ cdef struct Pass:
 
 cdef bint forward_span(Pass *p, const Batch *b, Team *team, ptrdiff_t begin, ptrdiff_t end, ptrdiff_t chunk,
                        void **pointers) noexcept nogil
+
+cdef void set_pass(Pass *p, const rc_kernels *kernels, Direction *d, Block memory, const Batch *b, ptrdiff_t chunk,
+                   int threads, bint keep) except *
+cdef void set_tape(Pass *p, Block memory, const Batch *b) except *
+cdef void set_states(Pass *p, const Batch *b, int index, object h0, object c0) except *
+cdef void store_states(Pass *p, const Batch *b, int index, object hn, object cn) except *
+
+cdef inline bint saves_units(int cell) noexcept nogil:
+    return cell == RC_LSTM or cell == RC_GRU

@@ -125,6 +125,12 @@ cdef inline rc_rows rows_by(void **ptr) noexcept nogil:
     r.base, r.stride, r.ptr = NULL, 0, ptr
     return r
 
+# The rows from the n-th on.
+cdef inline rc_rows rows_after(rc_rows r, ptrdiff_t n, size_t itemsize) noexcept nogil:
+    if r.ptr != NULL:
+        return rows_by(r.ptr + n)
+    return from_row(<char *>r.base, r.stride, n, itemsize)
+
 cdef inline char *row_at(const rc_rows *r, ptrdiff_t i, size_t itemsize) noexcept nogil:
     return <char *>r.ptr[i] if r.ptr != NULL else <char *>r.base + i * r.stride * <ptrdiff_t>itemsize
 
@@ -167,9 +173,10 @@ cdef int gates_of(int cell) noexcept nogil
 cdef Weights pack(const rc_kernels *kernels, int cell, list sizes, list arrays)
 
 # Gate rows of every token there is, instead of a product for each that comes: one Block for each direction of a first
-# layer, its rows a gate row apart.
+# layer, its rows a gate row apart; and the inputs that they were made of, (tokens, inputs).
 cdef class Table:
     cdef list blocks
+    cdef object rows
 
 # c (n, columns) <- a B + bias (or NULL), or += a B, of a (n, k), B packed; padded: rows of c have whole vectors. A
 # caller may narrow the job to some of its panels.

@@ -28,7 +28,6 @@ KIND = "character language model"
 class Tape(NamedTuple):
     """What the layers keep for backward."""
 
-    embedding: Any
     rnn: Any
     dropout: Any
     head: Any
@@ -93,22 +92,20 @@ class CharLM(Module):
 
     def __call__(self, tokens: ArrayLike, state: Any = None) -> tuple[NDArray[Any], Any]:
         """Logits (T, B, V) of the next character after each of `tokens` (T, B), and the state after them."""
-        y, state = self.rnn(self.embedding(tokens), state)
+        y, state = self.rnn(tokens, state, embedding=self.embedding)
         return self.head(y), state
 
     def forward(self, tokens: ArrayLike, state: Any = None) -> tuple[NDArray[Any], Any, Tape]:
         """The same for training: (logits, state, tape)."""
-        x, embedding = self.embedding.forward(tokens)
-        y, state, rnn = self.rnn.forward(x, state)
+        y, state, rnn = self.rnn.forward(tokens, state, embedding=self.embedding)
         y, dropout = self.dropout.forward(y)
         logits, head = self.head.forward(y)
-        return logits, state, Tape(embedding, rnn, dropout, head)
+        return logits, state, Tape(rnn, dropout, head)
 
     def backward(self, tape: Tape, dlogits: ArrayLike) -> None:
         """Add the gradients for `dlogits` (T, B, V) into `grads`; the state before the tape is a constant."""
         dy: Any = self.head.backward(tape.head, dlogits)
-        dx, _ = self.rnn.backward(tape.rnn, self.dropout.backward(tape.dropout, dy))
-        self.embedding.backward(tape.embedding, dx, need_dx=False)
+        self.rnn.backward(tape.rnn, self.dropout.backward(tape.dropout, dy))
 
     @property
     def calls(self) -> dict[str, int]:

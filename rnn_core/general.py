@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from rnn_core import checks, variants
 from rnn_core._general import ACTIVATIONS, Direction
 from rnn_core.recurrent import LSTM, Recurrent
+from rnn_core.sequences import Sequences
 
 Array = NDArray[Any]
 # The values of ONNX's operators where an activation is named without any.
@@ -133,6 +134,9 @@ class General(Recurrent):
             self._add_parameter(key, rng.uniform(-bound, bound, 3 * self.hidden_size))
         return names
 
+    def _has_tables(self) -> bool:
+        return False
+
     def _each_run(self) -> list[Direction]:
         """The engine's side of each direction."""
         if self._runs is None:
@@ -151,10 +155,9 @@ class General(Recurrent):
 
     # ---- forward and backward ---------------------------------------------------------------------------------
 
-    def _run(self, x: Any, state: Any, lengths: Any, keep: bool, every: bool = False) -> Any:
+    def _run(self, source: Sequences, state: Any, keep: bool, every: bool = False) -> Any:
         if every:
             raise ValueError("return_all_states: expected False in the general path")
-        source = self._input(x, lengths)
         starts = self._states("state", state, source.batch, source.unbatched)
         masks = self._masks(source) if keep and self.dropout and self.num_layers > 1 else []
         self.calls += bool(masks)
@@ -178,7 +181,7 @@ class General(Recurrent):
         y = source.result(_as_given(now, source))
         return y, self._public_state(finals, source.unbatched), tape if keep else None
 
-    def _run_checkpointed(self, x: Any, state: Any, lengths: Any) -> Any:
+    def _run_checkpointed(self, source: Sequences, state: Any) -> Any:
         raise ValueError("recompute: expected False in the general path")
 
     def backward(self, tape: Any, dy: Any, dstate: Any = None, *, need_dx: bool = True) -> Any:
@@ -207,7 +210,7 @@ class General(Recurrent):
                     to[...] = part
             if dx is not None:
                 flow = dx * tape.masks[layer - 1] if layer and tape.masks else dx
-        dx = source.result(_as_given(flow, source)) if need_dx else None
+        dx = source.input_gradient(_as_given(flow, source) if need_dx else None)
         return dx, self._public_state(starts, source.unbatched)
 
     def _no_gradient(self, tape: GeneralTape) -> Array:

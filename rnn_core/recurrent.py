@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from rnn_core import _dense, checks, recompute, sequences, variants
+from rnn_core import _dense, checks, lookup, recompute, sequences, variants
 from rnn_core._engine import Network
 from rnn_core._step import Stepper
+from rnn_core.layers import Embedding
 from rnn_core.module import Module
 from rnn_core.sequences import Ragged, Sequences
 
@@ -165,8 +166,16 @@ class Recurrent(Module):
 
     # ---- arguments and results ----------------------------------------------------------------------------
 
-    def _input(self, x: ArrayLike | Ragged, lengths: ArrayLike | None) -> Sequences:
-        return sequences.take(x, lengths, self.dtype, self.input_size, self.batch_first)
+    def _input(self, x: Any, lengths: Any, embedding: Embedding | None = None, table: bool = True) -> Sequences:
+        """Floats, or with an embedding tokens; `table`: whether the engine may be given places in a table of them."""
+        if embedding is None:
+            return sequences.take(x, lengths, self.dtype, self.input_size, self.batch_first)
+        table = table and self._has_tables()
+        return lookup.take(embedding, x, lengths, self.dtype, self.input_size, self.batch_first, table)
+
+    def _has_tables(self) -> bool:
+        """Whether the input projection can be computed for each distinct token instead of for each that comes."""
+        return not self.layer_norm and self._engine().has_tables()
 
     def _state_parts(self, name: str, state: State) -> tuple[Any, ...]:
         """The arrays of a state, one name each: (h,) here, (h, c) for an LSTM."""
@@ -197,19 +206,21 @@ class Recurrent(Module):
     # ---- forward and backward -----------------------------------------------------------------------------
 
     def __call__(self, x: ArrayLike | Ragged, state: State = None, lengths: ArrayLike | None = None, *,
-                 return_all_states: bool = False) -> Any:
+                 embedding: Embedding | None = None, return_all_states: bool = False) -> Any:
         """Inference: (y, state), nothing kept.
 
         x (T, B, I), (B, T, I) with batch_first, (T, I) unbatched, or a Ragged; state h (L*D, B, H), for an LSTM
         (h, c), zero if None; lengths (B,) of sequences that end before T, in any order.
+        embedding: x is tokens, integers (T, B), (B, T), (T,) or a Ragged, that stand for its rows: the same result as
+        with x = embedding(tokens), in less time the more often they repeat themselves.
         y has D*H columns instead of I, zero past a sequence's end; state is the one after each one's last step, or
         with return_all_states those after every step: h (T, L*D, B, H), for an LSTM (h, c), zero past the ends.
         """
-        if lengths is None and not return_all_states:
+        if lengths is None and embedding is None and not return_all_states:
             found = self._short_call(x, state)
             if found is not None:
                 return found
-        return self._run(x, state, lengths, False, return_all_states)[:2]
+        return self._run(self._input(x, lengths, embedding), state, False, return_all_states)[:2]
 
     def _short_call(self, x: Any, state: State) -> Any:
         """(y, state) where the arguments need no more than a look, else None: a short call is mostly overhead."""
@@ -244,8 +255,9 @@ class Recurrent(Module):
         return y, h if c is None else (h, c)
 
     def forward(self, x: ArrayLike | Ragged, state: State = None, lengths: ArrayLike | None = None, *,
-                return_all_states: bool = False, recompute: bool = False) -> Any:
-        """Training: (y, state, tape), with dropout between the layers; arguments and results as in a plain call.
+                embedding: Embedding | None = None, return_all_states: bool = False, recompute: bool = False) -> Any:
+        """Training: (y, state, tape), with dropout between the layers; arguments and results as in a plain call. An
+        embedding gets its gradients from backward, too.
 
         recompute=True keeps states at checkpoints only and computes the rest again inside backward: about sqrt(T)
         times less memory for a third more time, the same gradients bit for bit. One direction, no Ragged.
@@ -253,20 +265,21 @@ class Recurrent(Module):
         if recompute:
             if return_all_states:
                 raise ValueError("recompute: expected return_all_states=False beside it, since it keeps no states")
-            return self._run_checkpointed(x, state, lengths)
-        return self._run(x, state, lengths, True, return_all_states)
+            return self._run_checkpointed(self._input(x, lengths, embedding, table=False), state)
+        return self._run(self._input(x, lengths, embedding), state, True, return_all_states)
 
-    def _run(self, x: Any, state: State, lengths: Any, keep: bool, every: bool = False) -> Any:
-        source = self._input(x, lengths)
+    def _run(self, source: Sequences, state: State, keep: bool, every: bool = False) -> Any:
         h0, c0 = self._states("state", state, source.batch, source.unbatched)
         y, final = source.empty(self._directions * self._out), self._new_states(source.batch)
         states: list[Array | None] = self._every_state(source) if every else [None, None]
         masks = self._masks(source) if keep and self.dropout and self.num_layers > 1 else None
         drawn = self._draw(source, masks) if keep else {}
-        versions = self._versions()
+        versions, weights = self._versions(), self._call_weights(drawn)
+        rows = None if source.looked is None else source.looked.rows
         engine = self._engine().forward(
-            self._call_weights(drawn), source.array, y, source.layout, source.steps, source.batch, source.lengths,
+            weights, source.array, y, source.layout, source.steps, source.batch, source.lengths,
             h0, c0, final[0], final[1], keep, masks, *states, variant=variants.for_engine(self, drawn),
+            table=None if rows is None else weights.table(rows, self._directions),
         )
         tape = Tape(engine, versions, source, drawn, every) if keep else None
         return source.result(y), self._public_state(states if every else final, source.unbatched), tape
@@ -277,8 +290,7 @@ class Recurrent(Module):
         h = np.zeros((*lead, self._out), self.dtype)
         return [h, np.zeros((*lead, self.hidden_size), self.dtype) if self._has_c else None]
 
-    def _run_checkpointed(self, x: Any, state: State, lengths: Any) -> Any:
-        source = self._input(x, lengths)
+    def _run_checkpointed(self, source: Sequences, state: State) -> Any:
         start = self._states("state", state, source.batch, source.unbatched)
         y = source.empty(self._directions * self._out)
         masks = self._masks(source) if self.dropout and self.num_layers > 1 else []
@@ -305,12 +317,13 @@ class Recurrent(Module):
 
         dstate is shaped as the state that forward gave: the final one, or with return_all_states every step's.
 
-        dy as y (a Ragged for a Ragged); dx as x, or None with need_dx=False. Werbos 1990, "Backpropagation through
+        dy as y (a Ragged for a Ragged); dx as x, or None with need_dx=False; of tokens dx is None, their embedding gets
+        its gradient, or none with need_dx=False. Werbos 1990, "Backpropagation through
         time: what it does and how to do it".
         """
         self._check_tape(tape)
         source = tape.source
-        dx = source.empty(self.input_size) if need_dx else None
+        dx = source.empty_input(self.input_size) if need_dx else None
         grads = self._arrays({name: self._grad(name) for name in self._buffers})
         found = variants.gradient_arrays(grads, tape.variant_masks)
         dy = source.gradient(dy, self._directions * self._out)
@@ -322,7 +335,7 @@ class Recurrent(Module):
             self._engine().backward(tape.engine, dy, *self._final_gradients(tape, dstate), found, dx, *before,
                                     *self._every_gradient(tape, dstate))
         variants.add_gradients(grads, found, tape.variant_masks)
-        return None if dx is None else source.result(dx), self._public_state(before, source.unbatched)
+        return source.input_gradient(dx), self._public_state(before, source.unbatched)
 
     def _check_tape(self, tape: Any) -> None:
         network = tape.engine.network if isinstance(tape, Tape) else getattr(tape, "engine", None)

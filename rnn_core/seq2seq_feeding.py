@@ -64,7 +64,7 @@ def _layers(decoder: Any, a: dict[str, Any], x: Array, state: Any, train: bool) 
     h0, c0 = state if isinstance(state, tuple) else (state, None)
     masks: list[Any] = [None] * rnn.num_layers
     if train and rnn.dropout and rnn.num_layers > 1:
-        spread = rnn._masks(Sequences(x, "time_major", len(a["active"]), batch, None))
+        spread = rnn._masks(Sequences(x, "time_major", len(a["active"]), batch, None, rnn.dtype))
         masks[:-1] = [np.ascontiguousarray(mask[a["step"], a["order"][a["row"]]]) for mask in spread]
     found = []
     for layer in range(rnn.num_layers):

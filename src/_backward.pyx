@@ -5,10 +5,13 @@ gradient of the state before. The gradients of the weights and of x are matrix p
 taken when the chunk is done and its dz still in the cache. Chunks do not depend on the threads, so nor do the bits.
 """
 
+from libc.stdint cimport int64_t
+
+from rnn_core._dense cimport dense_of
 from rnn_core._kernels cimport *
 from rnn_core._norms cimport hat_at, normalise_back, normalise_cell_back
-from rnn_core._plan cimport LN_C, LN_HH, LN_IH, Batch, Segment, Team, View, add_outer, from_row, interrupted, meet, \
-    meet_if_shared_anew, product_job, rows_at, rows_by, share, share_rows, token, whole
+from rnn_core._plan cimport LN_C, LN_HH, LN_IH, Batch, Segment, Team, View, add_outer, from_row, gates_of, \
+    interrupted, meet, meet_if_shared_anew, product_job, rows_after, rows_at, rows_by, share, share_rows, token, whole
 from rnn_core._variants cimport add_product, add_rows, copy_rows, is_view, multiply_rows, split_rows
 
 
@@ -266,23 +269,44 @@ cdef void norm_gradients(const BackPass *p, const Batch *b, const Team *team, pt
 
 cdef void input_gradients(BackPass *p, const Batch *b, Team *team, ptrdiff_t begin, ptrdiff_t end, ptrdiff_t rows,
                           void **pointers) noexcept nogil:
-    """dx = dz W, dW += dz^T x, db_ih += sums of dz, over steps [begin, end)."""
-    cdef ptrdiff_t t, m, n = 0, i, first, last
-    cdef Part every = all_columns()
+    """The gradients of x, W and b_ih from steps [begin, end)."""
+    cdef ptrdiff_t t, m, n = 0
     for t in range(begin, end):
         for m in range(b.active[t]):
             pointers[n] = token(&p.x, b, t, m)
             if p.need_dx:
                 pointers[rows + n] = token(&p.dx, b, t, m)
             n += 1
+    input_products(p, team, p.dz_ih, rows_by(pointers), rows_by(pointers + rows), rows)
+
+
+cdef void input_products(BackPass *p, Team *team, char *dz, rc_rows x, rc_rows dx, ptrdiff_t rows) noexcept nogil:
+    """dx = dz W, dW += dz^T x, db_ih += sums of dz."""
+    cdef size_t itemsize = p.kernels.itemsize
+    cdef ptrdiff_t i, first, last
+    cdef Part every = all_columns()
     for i in range(p.d.inputs_count):
         if p.dw != NULL:
-            weight_gradient(p, p.dz_ih, p.dw, &p.d.input[i], rows_by(pointers), p.d.inputs, rows, team)
-        sum_columns(p, rows_at(p.dz_ih, p.dz_row), NULL, p.db_ih, &p.d.input[i], rows, team.rank, team.size)
+            weight_gradient(p, dz, p.dw, &p.d.input[i], x, p.d.inputs, rows, team)
+        sum_columns(p, rows_at(dz, p.dz_row), NULL, p.db_ih, &p.d.input[i], rows, team.rank, team.size)
     if p.need_dx:
         share(rows, team.rank, team.size, &first, &last)
-        product(p, &p.d.wt, p.d.wt_packed, from_row(p.dz_ih, p.dz_row, first, p.kernels.itemsize),
-                rows_by(pointers + rows + first), last - first, &every, p.add_dx, False)
+        product(p, &p.d.wt, p.d.wt_packed, from_row(dz, p.dz_row, first, itemsize), rows_after(dx, first, itemsize),
+                last - first, &every, p.add_dx, False)
+
+
+cdef void add_to_sums(BackPass *p, const Batch *b, const Team *team, ptrdiff_t begin, ptrdiff_t end,
+                      int64_t *places) noexcept nogil:
+    """sums[place of the token] += dz over steps [begin, end), this thread taking a part of the columns. With them the
+    gradients of the input follow once the pass is done."""
+    cdef ptrdiff_t t, m, n = 0, line = 64 // <ptrdiff_t>p.kernels.itemsize, first, last
+    cdef ptrdiff_t columns = gates_of(p.d.cell) * p.d.units
+    for t in range(begin, end):
+        for m in range(b.active[t]):
+            places[n] = (<int64_t *>token(&p.x, b, t, m))[0]
+            n += 1
+    share((columns + line - 1) // line, team.rank, team.size, &first, &last)
+    dense_of(p.kernels).scatter_add(p.sums, places, n, p.dz_row, p.dz_ih, -1, first * line, min(last * line, columns))
 
 
 cdef void recurrent_gradients(BackPass *p, const Batch *b, Team *team, ptrdiff_t begin, ptrdiff_t end, ptrdiff_t rows,
@@ -365,7 +389,10 @@ cdef bint chunk_back(BackPass *p, const Batch *b, Part *part, Team *team, ptrdif
         mask_states(p, b, team, begin, end)
     if meet(team):  # all of dz is there
         return True
-    input_gradients(p, b, team, begin, end, rows, pointers)
+    if p.sums == NULL:
+        input_gradients(p, b, team, begin, end, rows, pointers)
+    else:
+        add_to_sums(p, b, team, begin, end, <int64_t *>pointers)
     recurrent_gradients(p, b, team, begin, end, rows, pointers)
     if p.d.normed:
         norm_gradients(p, b, team, begin, rows)
@@ -387,4 +414,6 @@ cdef bint backward_pass(BackPass *p, const Batch *b, Team *team, ptrdiff_t chunk
         begin = (i if p.reverse else chunks - 1 - i) * chunk
         if chunk_back(p, b, &part, team, begin, min(begin + chunk, b.steps), pointers):
             return True
+    if p.sums != NULL:
+        input_products(p, team, p.sums, rows_at(p.table, p.d.inputs), rows_at(p.dtable, p.d.inputs), p.table_rows)
     return False

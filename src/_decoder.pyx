@@ -196,8 +196,8 @@ cdef void run_layers(const Net *plan, Steps *s, Py_ssize_t n, const int32_t *par
                        units * itemsize)
         step.cell, step.phase, step.shape, step.chains, step.packed = d.cell, 0, d.r, d.chains, d.r_packed
         step.bias, step.h_prev, step.h_next = d.bias_n, rows_by(previous), rows_at(s.h[layer][after], units)
-        step.c, step.y, step.reset, step.saved, step.saved_unit = rows_at(s.c[layer][after], units), none, none, none, none
-        step.product = none
+        step.c, step.y, step.reset = rows_at(s.c[layer][after], units), none, none
+        step.saved, step.saved_unit, step.product = none, none, none
         if plan.cells.gemm != kernels_f32().gemm:
             step.product = rows_at(s.product, gate_row(plan))
         step.row_begin, step.row_end, step.panel_begin = 0, n, 0

@@ -4,7 +4,7 @@ One call is one parallel region: every thread walks through layers, directions a
 """
 
 from libc.stdint cimport SIZE_MAX, int64_t
-from libc.string cimport memcpy, memset
+from libc.string cimport memset
 from cpython.pycapsule cimport PyCapsule_GetPointer
 
 import os
@@ -13,7 +13,7 @@ import numpy as np
 cimport numpy as cnp
 
 from rnn_core._backward cimport BackPass
-from rnn_core._forward cimport Pass
+from rnn_core._forward cimport Pass, saves_units, set_pass, set_states, set_tape, store_states
 from rnn_core._kernels cimport *
 from rnn_core._norms cimport norm_back_bytes, norm_bytes, take_norms, take_norms_back
 from rnn_core._plan cimport BATCH_FIRST, CONCATENATED, LN_HH, LN_IH, PACKED, TIME_MAJOR, Batch, Block, Direction, \
@@ -70,6 +70,7 @@ cdef class Tape:
     cdef object offsets
     cdef ptrdiff_t user_steps
     cdef Variants variant              # or None
+    cdef Table table                   # or None
     cdef readonly list masks           # dropout masks between layers: (T, B, D*out)
 
     def __del__(self):
@@ -107,6 +108,10 @@ cdef class Network:
         """arrays: (w_ih, w_hh, b_ih, b_hh, w_hr) of each direction of each layer; None where there is none. With layer
         normalisation they go on with gain and shift of W x, of R h, and of an LSTM's c."""
         return pack(self.kernels, self.cell, self.sizes, arrays)
+
+    def has_tables(self):
+        """Whether Weights.table makes one."""
+        return self.kernels == kernels_f32()
 
     cdef bint reads(self, x, ptrdiff_t columns) noexcept:
         """Whether x is a 3-D array with so many columns that the engine can read as it lies."""
@@ -188,60 +193,10 @@ cdef class Network:
         cdef size_t itemsize = self.kernels.itemsize, passes = self.layers * self.directions, n = b.first[b.steps]
         cdef size_t units = whole(self.units, self.kernels.lanes)
         cdef size_t each = padded(n * units * gates_of(self.cell), itemsize)
-        each += (self.saves_units() + self.has_projection()) * padded(n * units, itemsize)
+        each += (saves_units(self.cell) + self.has_projection()) * padded(n * units, itemsize)
         each += 6 * padded(b.rows, sizeof(char *)) + sizeof(Pass) + sizeof(View) + 64
         cdef size_t outputs = padded(n * self.directions * self.out, itemsize) + 64
         return passes * each + (self.layers - 1) * (1 + dropout) * outputs + 4096
-
-    cdef void set_pass(self, Pass *p, Direction *d, Block memory, const Batch *b, ptrdiff_t chunk,
-                       int threads, bint keep) except *:
-        """The scratch of one direction; views and tape are set by the caller. Gates that no tape will keep have a
-        buffer, where each thread has room for its part of the sequences rounded up."""
-        cdef ptrdiff_t lanes = self.kernels.lanes, units = whole(d.units, lanes), out = whole(d.out, lanes)
-        cdef size_t itemsize = self.kernels.itemsize, gates = rc_row_size(&d.w, lanes)
-        memset(p, 0, sizeof(Pass))
-        p.kernels, p.d = self.kernels, d
-        p.h[0] = <char *>memory.take(b.rows * out * itemsize)
-        p.h[1] = <char *>memory.take(b.rows * out * itemsize)
-        p.c = <char *>memory.take_zeros(b.rows * units * itemsize)
-        if not keep:
-            p.gates = <char *>memory.take(chunk * (b.rows + threads) * gates * itemsize)
-        if d.projection:
-            p.hidden = <char *>memory.take_zeros(b.rows * units * itemsize)
-        if d.cell == RC_GRU_RESET_BEFORE:
-            p.reset = <char *>memory.take_zeros(b.rows * units * itemsize)
-        if self.kernels.gemm != kernels_f32().gemm:
-            p.product = <char *>memory.take(b.rows * gates * itemsize)
-
-    cdef void set_tape(self, Pass *p, Block memory, const Batch *b) except *:
-        cdef ptrdiff_t units = whole(p.d.units, self.kernels.lanes), n = b.first[b.steps]
-        cdef size_t itemsize = self.kernels.itemsize
-        p.saved = <char *>memory.take(n * rc_row_size(&p.d.w, self.kernels.lanes) * itemsize)
-        if self.saves_units():
-            p.saved_unit = <char *>memory.take(n * units * itemsize)
-        if p.d.projection:
-            p.saved_hidden = <char *>memory.take(n * units * itemsize)
-
-    cdef void set_states(self, Pass *p, const Batch *b, int index, object h0, object c0) except *:
-        cdef ptrdiff_t lanes = self.kernels.lanes, i
-        cdef size_t itemsize = self.kernels.itemsize
-        for i in range(2):
-            load_state(b, p.h[i], whole(p.d.out, lanes), part_of(h0, index, b.rows * p.d.out, itemsize), p.d.out,
-                       itemsize)
-        if p.d.cell == RC_LSTM:
-            load_state(b, p.c, whole(p.d.units, lanes), part_of(c0, index, b.rows * p.d.units, itemsize), p.d.units,
-                       itemsize)
-
-    cdef void store_states(self, Pass *p, const Batch *b, int index, object hn, object cn) except *:
-        cdef ptrdiff_t lanes = self.kernels.lanes, m, out = whole(p.d.out, lanes)
-        cdef size_t itemsize = self.kernels.itemsize
-        cdef char *to = part_of(hn, index, b.rows * p.d.out, itemsize)
-        for m in range(b.rows):
-            memcpy(to + b.order[m] * p.d.out * itemsize,
-                   p.h[(b.steps if p.reverse else b.length[m]) % 2] + m * out * itemsize, p.d.out * itemsize)
-        if p.d.cell == RC_LSTM:
-            store_state(b, part_of(cn, index, b.rows * p.d.units, itemsize), p.c, whole(p.d.units, lanes), p.d.units,
-                        itemsize)
 
     def forward(self, Weights weights, x, y, str layout, ptrdiff_t steps, ptrdiff_t rows, lengths, h0, c0, hn, cn,
                 bint keep=False, list masks=None, all_h=None, all_c=None, order=None, Variants variant=None,
@@ -282,7 +237,7 @@ cdef class Network:
         call.pointers = <void **>scratch.take(threads * call.pointers_each * sizeof(void *))
         cdef int i
         for i in range(self.layers * self.directions):
-            self.set_states(&call.passes[i], b, i, h0, c0)
+            set_states(&call.passes[i], b, i, h0, c0)
             if variant is not None:
                 call.passes[i].variant = variant.prepare(i, self.kernels, call.passes[i].d, b)
                 call.passes[i].product = call.passes[i].variant.product
@@ -292,7 +247,7 @@ cdef class Network:
         if n:
             run_call(&call, forward_task, threads, <double>n * self.work_of(weights))
         for i in range(self.layers * self.directions):
-            self.store_states(&call.passes[i], b, i, hn, cn)
+            store_states(&call.passes[i], b, i, hn, cn)
         self.check_in(scratch)
         if not keep:
             self.check_in(plan)
@@ -300,7 +255,7 @@ cdef class Network:
         tape.network, tape.weights, tape.memory = self, weights, memory
         tape.passes, tape.mask_views = call.passes, call.masks
         tape.arrays, tape.layout, tape.offsets, tape.user_steps = (x, y, h0, plan), code, offsets, steps
-        tape.masks, tape.variant = masks, variant
+        tape.masks, tape.variant, tape.table = masks, variant, table
         return tape
 
     cdef double work_of(self, Weights weights) noexcept:
@@ -332,10 +287,10 @@ cdef class Network:
             for d in range(self.directions):
                 i = layer * self.directions + d
                 p = &call.passes[i]
-                self.set_pass(p, &weights.directions[i], scratch, b, call.chunk, call.threads, keep)
+                set_pass(p, self.kernels, &weights.directions[i], scratch, b, call.chunk, call.threads, keep)
                 p.reverse = d == 1
                 if keep:
-                    self.set_tape(p, memory, b)
+                    set_tape(p, memory, b)
                 p.x = compact_view(below, width, 0, itemsize)
                 if layer == 0 and table is not None:
                     p.table = (<Block>table.blocks[d]).data
@@ -360,8 +315,8 @@ cdef class Network:
 
     def backward(self, Tape tape, dy, dhn, dcn, list grads, dx, dh0, dc0, all_dh=None, all_dc=None):
         """Gradients of one forward call: adds into grads (each direction's as pack's arrays; None where unwanted) and
-        writes dx (or None), dh0 and dc0. dy, dhn, dcn as y, hn, cn, or None for zero; all_dh, all_dc as forward's
-        all_h, all_c."""
+        writes dx (or None; after a forward with a table that of the table's rows), dh0 and dc0. dy, dhn, dcn as y, hn,
+        cn, or None for zero; all_dh, all_dc as forward's all_h, all_c."""
         cdef Call call
         cdef Batch *b = &tape.batch
         cdef int i, count = self.layers * self.directions, threads = self.team_size(b.rows)
@@ -376,9 +331,11 @@ cdef class Network:
         cdef size_t norms = norm_back_bytes(
             self.units, self.dz_stride(tape.weights.directions), call.chunk * b.rows, b.rows,
             self.kernels) if tape.weights.directions.normed else 0
-        call.columns_each = self.columns_bytes(call.chunk * b.rows)
+        cdef ptrdiff_t places = 0 if tape.table is None else len(tape.table.rows)
+        cdef size_t sums = self.directions * padded(places * self.dz_stride(tape.weights.directions), itemsize)
+        call.columns_each = self.columns_bytes(max(call.chunk * b.rows, places))
         cdef Block scratch = self.check_out(
-            self.backward_bytes(b, call.chunk, threads) + norms + threads * call.columns_each)
+            self.backward_bytes(b, call.chunk, threads) + norms + sums + threads * call.columns_each)
         call.back = <BackPass *>scratch.take(count * sizeof(BackPass))
         call.pointers_each = 2 * (call.chunk + 1) * b.rows
         call.pointers = <void **>scratch.take(threads * call.pointers_each * sizeof(void *))
@@ -397,12 +354,13 @@ cdef class Network:
                             whole(self.units, lanes), self.units, itemsize)
         self.check_in(scratch)
 
+    cdef void set_sums(self, BackPass *p, Table table, Block scratch, dx) except *:
+        p.table, p.table_rows = <char *>cnp.PyArray_DATA(table.rows), len(table.rows)
+        p.sums = <char *>scratch.take_zeros(p.table_rows * p.dz_row * self.kernels.itemsize)
+        p.dtable = NULL if dx is None else <char *>cnp.PyArray_DATA(dx)
+
     cdef bint has_projection(self) noexcept:
         return self.out != self.units
-
-    cdef bint saves_units(self) noexcept:
-        """Whether the tape keeps one vector more than the gates (rc_step.saved_unit)."""
-        return self.cell == RC_LSTM or self.cell == RC_GRU
 
     cdef bint has_resets(self) noexcept:
         """Whether R's gradient needs r*h once more."""
@@ -464,7 +422,9 @@ cdef class Network:
                 p.dz_ih = p.dz_hh = dz
                 p.need_dx, p.add_dx = layer > 0 or dx is not None, d == 1
                 p.dx = compact_view(inner[layer % 2], width, 0, itemsize)
-                if layer == 0:
+                if layer == 0 and tape.table is not None:
+                    self.set_sums(p, tape.table, scratch, dx)
+                elif layer == 0:
                     p.dx = user_view(scratch, b, dx, tape.layout, self.inputs, 0, tape.user_steps, tape.offsets,
                                      itemsize)
                 p.dy = compact_view(inner[(layer + 1) % 2], width, d * self.out, itemsize)

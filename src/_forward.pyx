@@ -5,12 +5,13 @@ recurrence still finds it in the cache, then each step multiplies the state by R
 """
 
 from libc.stdint cimport int64_t
-from libc.string cimport memcpy
+from libc.string cimport memcpy, memset
 
 from rnn_core._kernels cimport *
 from rnn_core._norms cimport normalise, normalise_cell
-from rnn_core._plan cimport FEW_ROWS, LN_HH, LN_IH, Batch, Team, View, from_row, interrupted, meet, \
-    meet_if_shared_anew, own_rows, product_job, rows_at, rows_by, share, share_rows, token, whole
+from rnn_core._plan cimport FEW_ROWS, LN_HH, LN_IH, Batch, Block, Team, View, from_row, interrupted, load_state, meet, \
+    meet_if_shared_anew, own_rows, part_of, product_job, rows_at, rows_by, share, share_rows, store_state, token, whole
+from rnn_core._runtime cimport kernels_f32
 from rnn_core._variants cimport copy_rows, is_view, mix_rows, multiply_rows
 
 
@@ -20,6 +21,68 @@ cdef struct Part:
     ptrdiff_t gates_begin, gates_end       # panels of W, which are those of R but for GRU_RESET_BEFORE's R_n
     ptrdiff_t rn_begin, rn_end
     ptrdiff_t out_begin, out_end           # panels of W_hr
+
+
+# ---------------------------------------------------------------------------------------------------------- memory
+
+
+cdef void set_pass(Pass *p, const rc_kernels *kernels, Direction *d, Block memory, const Batch *b, ptrdiff_t chunk,
+                   int threads, bint keep) except *:
+    """The scratch of one direction; views and tape are set by the caller. Gates that no tape will keep have a buffer,
+    where each thread has room for its part of the sequences rounded up."""
+    cdef ptrdiff_t units = whole(d.units, kernels.lanes), out = whole(d.out, kernels.lanes)
+    cdef size_t itemsize = kernels.itemsize, gates = rc_row_size(&d.w, kernels.lanes)
+    memset(p, 0, sizeof(Pass))
+    p.kernels, p.d = kernels, d
+    p.h[0] = <char *>memory.take(b.rows * out * itemsize)
+    p.h[1] = <char *>memory.take(b.rows * out * itemsize)
+    p.c = <char *>memory.take_zeros(b.rows * units * itemsize)
+    if not keep:
+        p.gates = <char *>memory.take(chunk * (b.rows + threads) * gates * itemsize)
+    if d.projection:
+        p.hidden = <char *>memory.take_zeros(b.rows * units * itemsize)
+    if d.cell == RC_GRU_RESET_BEFORE:
+        p.reset = <char *>memory.take_zeros(b.rows * units * itemsize)
+    if kernels.gemm != kernels_f32().gemm:
+        p.product = <char *>memory.take(b.rows * gates * itemsize)
+
+
+cdef void set_tape(Pass *p, Block memory, const Batch *b) except *:
+    """What the pass leaves for backward."""
+    cdef ptrdiff_t units = whole(p.d.units, p.kernels.lanes), n = b.first[b.steps]
+    cdef size_t itemsize = p.kernels.itemsize
+    p.saved = <char *>memory.take(n * rc_row_size(&p.d.w, p.kernels.lanes) * itemsize)
+    if saves_units(p.d.cell):
+        p.saved_unit = <char *>memory.take(n * units * itemsize)
+    if p.d.projection:
+        p.saved_hidden = <char *>memory.take(n * units * itemsize)
+
+
+cdef void set_states(Pass *p, const Batch *b, int index, object h0, object c0) except *:
+    """h and c from row `index` of h0 and c0, (L*D, B, size) or None."""
+    cdef ptrdiff_t lanes = p.kernels.lanes, i
+    cdef size_t itemsize = p.kernels.itemsize
+    for i in range(2):
+        load_state(b, p.h[i], whole(p.d.out, lanes), part_of(h0, index, b.rows * p.d.out, itemsize), p.d.out, itemsize)
+    if p.d.cell == RC_LSTM:
+        load_state(b, p.c, whole(p.d.units, lanes), part_of(c0, index, b.rows * p.d.units, itemsize), p.d.units,
+                   itemsize)
+
+
+cdef void store_states(Pass *p, const Batch *b, int index, object hn, object cn) except *:
+    """Row `index` of hn and cn from the state after each sequence's last step."""
+    cdef ptrdiff_t lanes = p.kernels.lanes, m, out = whole(p.d.out, lanes)
+    cdef size_t itemsize = p.kernels.itemsize
+    cdef char *to = part_of(hn, index, b.rows * p.d.out, itemsize)
+    for m in range(b.rows):
+        memcpy(to + b.order[m] * p.d.out * itemsize,
+               p.h[(b.steps if p.reverse else b.length[m]) % 2] + m * out * itemsize, p.d.out * itemsize)
+    if p.d.cell == RC_LSTM:
+        store_state(b, part_of(cn, index, b.rows * p.d.units, itemsize), p.c, whole(p.d.units, lanes), p.d.units,
+                    itemsize)
+
+
+# ------------------------------------------------------------------------------------------------------------- steps
 
 
 cdef void panels_of(const Pass *p, const rc_shape *shape, const Team *team, ptrdiff_t *begin,

@@ -228,6 +228,7 @@ cdef class Weights:
         cdef int i
         if self.kernels != kernels_f32():
             return None
+        found.rows = embedding
         found.blocks = [gate_rows(self.kernels, &self.directions[i], cnp.PyArray_DATA(embedding), len(embedding))
                         for i in range(directions)]
         return found

@@ -96,12 +96,10 @@ class Engine(engine.Engine):
         def call(k):
             for part in parts.values():
                 part.zero_grad()
-            below, tape0 = embedding.forward(tokens[k, :-1])
-            y, carried[0], tape1 = layer.forward(below, carried[0])
-            logits, tape2 = head.forward(y)
+            y, carried[0], below = layer.forward(tokens[k, :-1], carried[0], embedding=embedding)
+            logits, tape = head.forward(y)
             loss, dlogits = rc.losses.cross_entropy(logits, tokens[k, 1:])
-            dbelow, _ = layer.backward(tape1, head.backward(tape2, dlogits))
-            embedding.backward(tape0, dbelow)
+            layer.backward(below, head.backward(tape, dlogits))
             rc.clip_grad_norm(grads, 1.0)
             optimiser.step(grads)
             return loss
