@@ -111,7 +111,7 @@ INLINE void tile(enum kind kind, const int rows, const int panels, const int vec
     UNROLL for (int s = 1; s < chains; s++) {
         UNROLL for (int v = 0; v < vectors; v++) acc[s][0][v] = v_zero();
     }
-    if (rows > WIDE_ROWS && step) multiply(rows, panels, vectors, chains, a, b, g->shape->k, acc, 1, later, step);
+    if (step) multiply(rows, panels, vectors, chains, a, b, g->shape->k, acc, 1, later, step);
     else multiply(rows, panels, vectors, chains, a, b, g->shape->k, acc, 0, b, 0);
     UNROLL for (int v = 0; v < vectors && chains > 1; v++) {
         vf *sum = &acc[0][0][v];
@@ -191,11 +191,13 @@ static int vectors_of(const product *g, ptrdiff_t panel) {
     return left < 4 ? (int)left : 4;
 }
 
-/* Weights that one L2 does not hold beside all else. */
-#define FAR (1 << 20)
+/* Weights that one L2 does not hold beside all else. The larger tiles, AVX-512's, lose clock to a fetch in their loop, and
+ * run where L2 is large; the others lose nothing. */
+#define FAR (TILE_VECTORS >= 24 ? 1 << 20 : 1 << 18)
 
 /* All rows times one panel, the rows shared out evenly between tiles (32 = 6 6 5 5 5 5). Of weights beyond L2 the next
- * panel comes into it meanwhile, each tile fetching its part; nearer ones a tile reads faster without. Blocks of k that
+ * panel comes into it meanwhile, each tile fetching its part; nearer ones a tile reads faster without, and a small tile
+ * that is the only one has its own to fetch. Blocks of k that
  * stay in L1 were tried: they gain nothing at K 256 and lose a tenth at 1024. */
 static void run_panel(const tiles *by_rows, const product *g, ptrdiff_t panel) {
     const int vectors = vectors_of(g, panel);
@@ -204,7 +206,7 @@ static void run_panel(const tiles *by_rows, const product *g, ptrdiff_t panel) {
     const ptrdiff_t each = (vectors + count - 1) / count; /* vectors of the next panel's rows that a tile fetches */
     const ptrdiff_t bytes = (g->panel_end - g->panel_begin) * panel_vectors(g->shape) * (ptrdiff_t)sizeof(vf) * k;
     const ptrdiff_t after = g->backwards ? panel - 1 : panel + 1;
-    const int fetch = after >= g->panel_begin && after < g->panel_end && bytes > FAR;
+    const int fetch = bytes > FAR && (count > 1 || rows > WIDE_ROWS) && after >= g->panel_begin && after < g->panel_end;
     const real *b = panel_of(g, panel), *next = fetch ? panel_of(g, after) : b;
     for (ptrdiff_t t = 0, row = g->row_begin; row < g->row_end; t++) {
         const ptrdiff_t size = rows / count + (t < rows % count);
