@@ -18,6 +18,7 @@ from rnn_core.sequences import Sequences
 
 Array = NDArray[Any]
 REPEATS = 4  # times that a token must come on average before its row of a table pays
+MOST_ROWS = 4096  # of a table: it takes memory, which else does not grow with the input
 
 
 @dataclass
@@ -57,9 +58,8 @@ def take(
 
 def _distinct(tokens: NDArray[np.int64], count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
     """The rows of a table and the place of each token among them; None where the tokens hardly repeat themselves."""
-    if 0 < REPEATS * count <= tokens.size:
+    most = min(tokens.size // REPEATS, MOST_ROWS)
+    if count <= most:
         return np.arange(count), tokens
     used, place = np.unique(tokens, return_inverse=True)
-    if 0 < REPEATS * len(used) <= tokens.size:
-        return used, place.reshape(tokens.shape)
-    return None
+    return (used, place.reshape(tokens.shape)) if 0 < len(used) <= most else None

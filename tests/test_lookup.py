@@ -178,7 +178,12 @@ def test_bad_input():
         layer(rc.Ragged(tokens.ravel(), [7, 7, 7]), lengths=[7, 7, 7], embedding=embedding)
 
 
-@pytest.mark.parametrize("count, tokens, rows", [(3, [0] * 12, 3), (999, [5, 5, 9] * 4, 2), (999, [1, 2, 3, 1], None)])
+@pytest.mark.parametrize("count, tokens, rows", [
+    (3, [0] * 12, 3),
+    (999, [5, 5, 9] * 4, 2),
+    (999, [1, 2, 3, 1], None),
+    (lookup.MOST_ROWS + 1, [*range(lookup.MOST_ROWS + 1)] * lookup.REPEATS, None),
+])
 def test_which_tokens_have_a_table(count, tokens, rows):
     source = lookup.take(rc.Embedding(count, 6), tokens, None, np.dtype("float32"), 6, False, True)
     assert (None if source.looked.rows is None else len(source.looked.rows)) == rows
