@@ -93,16 +93,12 @@ cdef bint meet(Team *team) noexcept nogil
 cdef bint interrupted(Team *team) noexcept nogil
 cdef void share(ptrdiff_t n, int rank, int size, ptrdiff_t *begin, ptrdiff_t *end) noexcept nogil
 
-# The sequences that this thread takes through step t. Which threads take one more goes in turn with their number: in a
-# ragged batch the others would always wait for the same ones.
+# The sequences that this thread takes through step t.
 cdef inline void share_rows(const Batch *b, const Team *team, ptrdiff_t t, ptrdiff_t *begin,
                             ptrdiff_t *end) noexcept nogil:
-    cdef ptrdiff_t n = b.active[t], turn
-    begin[0], end[0] = 0, n
+    begin[0], end[0] = 0, b.active[t]
     if not team.units and team.size > 1:
-        turn = n // team.size % team.size
-        begin[0] = (n * team.rank + turn) // team.size
-        end[0] = (n * (team.rank + 1) + turn) // team.size
+        share(b.active[t], team.rank, team.size, begin, end)
 
 # Where a buffer of rows + team.size rows begins to be this thread's alone, whatever the step.
 cdef inline ptrdiff_t own_rows(const Batch *b, const Team *team) noexcept nogil:

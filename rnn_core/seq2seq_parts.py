@@ -111,7 +111,7 @@ class Encoder(Module):
         known = self._known
         if known is None or known[0] is not weights or known[1] != buffer.version:
             known = self._known = weights, buffer.version, None
-        elif known[2] is None and self.embedding.num_embeddings <= TABLE_TOKENS:
+        elif known[2] is None and self.embedding.num_embeddings <= TABLE_TOKENS and self.rnn._has_tables():
             known = self._known = weights, buffer.version, weights.table(buffer.view, self.rnn._directions)
         return known[2]
 

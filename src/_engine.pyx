@@ -110,7 +110,8 @@ cdef class Network:
         return pack(self.kernels, self.cell, self.sizes, arrays)
 
     def has_tables(self):
-        """Whether Weights.table makes one."""
+        """Whether Weights.table gives what the projection of each token would: the products of these kernels have the
+        same bits for any number of rows."""
         return self.kernels == kernels_f32()
 
     cdef bint reads(self, x, ptrdiff_t columns) noexcept:

@@ -284,18 +284,18 @@ cdef bint one_step(Pass *p, const Batch *b, const Part *part, Team *team, rc_ste
 cdef bint chunk_steps(Pass *p, const Batch *b, Part *part, Team *team, ptrdiff_t begin, ptrdiff_t end,
                       void **gates, void **outputs) noexcept nogil:
     """The recurrence over steps [begin, end), whose gate rows lie where `gates` say."""
-    cdef ptrdiff_t i, t, n, before = 0, total = 0
+    cdef ptrdiff_t i, t, n, before = 0
     cdef rc_step s
-    for t in range(begin, end):
-        total += enter_step(b, team, t, part)
+    if p.reverse:
+        for t in range(begin, end):
+            before += enter_step(b, team, t, part)
     for i in range(end - begin):
         t = end - 1 - i if p.reverse else begin + i
         if meet_if_shared_anew(b, team, t, t + 1 if p.reverse else t - 1):
             return True
         n = enter_step(b, team, t, part)
         if p.reverse:
-            total -= n
-            before = total
+            before -= n
         s.gates = rows_by(gates + before)
         if not p.reverse:
             before += n

@@ -8,7 +8,7 @@ import numpy as np
 cimport numpy as cnp
 
 from rnn_core._kernels cimport *
-from rnn_core._runtime cimport barrier_wait, fp_begin, fp_end, kernels_f32, tick
+from rnn_core._runtime cimport barrier_wait, fp_begin, fp_end, tick
 
 cnp.import_array()
 
@@ -85,9 +85,11 @@ cdef bint interrupted(Team *team) noexcept nogil:
 
 
 cdef void share(ptrdiff_t n, int rank, int size, ptrdiff_t *begin, ptrdiff_t *end) noexcept nogil:
-    """The part of n equal pieces that falls to `rank`."""
-    begin[0] = n * rank // size
-    end[0] = n * (rank + 1) // size
+    """The part of n equal pieces that falls to `rank`. Who takes one more goes in turn with n: where n changes, as in a
+    ragged batch, the others would always wait for the same ones."""
+    cdef ptrdiff_t turn = n // size % size
+    begin[0] = (n * rank + turn) // size
+    end[0] = (n * (rank + 1) + turn) // size
 
 
 # ----------------------------------------------------------------------------------------------------------- weights
@@ -222,12 +224,10 @@ cdef class Weights:
         return 0
 
     def table(self, embedding, int directions):
-        """The first layer's input projection of every row of `embedding` (V, inputs); None where these kernels are not
-        those whose products have the same bits for any number of rows."""
+        """The first layer's input projection of every row of `embedding` (V, inputs). Network.has_tables says whether
+        that has the bits of a projection of each token."""
         cdef Table found = Table.__new__(Table)
         cdef int i
-        if self.kernels != kernels_f32():
-            return None
         found.rows = embedding
         found.blocks = [gate_rows(self.kernels, &self.directions[i], cnp.PyArray_DATA(embedding), len(embedding))
                         for i in range(directions)]

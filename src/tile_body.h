@@ -191,14 +191,14 @@ static int vectors_of(const product *g, ptrdiff_t panel) {
     return left < 4 ? (int)left : 4;
 }
 
-/* Weights that one L2 does not hold beside all else. The larger tiles, AVX-512's, lose clock to a fetch in their loop, and
- * run where L2 is large; the others lose nothing. */
+/* Weights that one L2 does not hold beside all else. The larger tiles, AVX-512's, lose clock to a fetch in their loop,
+ * and run where L2 is large; the others lose nothing. */
 #define FAR (TILE_VECTORS >= 24 ? 1 << 20 : 1 << 18)
 
 /* All rows times one panel, the rows shared out evenly between tiles (32 = 6 6 5 5 5 5). Of weights beyond L2 the next
  * panel comes into it meanwhile, each tile fetching its part; nearer ones a tile reads faster without, and a small tile
- * that is the only one has its own to fetch. Blocks of k that
- * stay in L1 were tried: they gain nothing at K 256 and lose a tenth at 1024. */
+ * that is the only one has its own to fetch. Blocks of k that stay in L1 were tried: they gain nothing at K 256 and
+ * lose a tenth at 1024. */
 static void run_panel(const tiles *by_rows, const product *g, ptrdiff_t panel) {
     const int vectors = vectors_of(g, panel);
     const ptrdiff_t most = TILE_VECTORS / vectors < MAX_ROWS ? TILE_VECTORS / vectors : MAX_ROWS, k = g->shape->k;
