@@ -1,7 +1,7 @@
 # Backpropagation through time.
 
 from rnn_core._kernels cimport *
-from rnn_core._plan cimport LN_KINDS, Batch, Direction, Team, View
+from rnn_core._plan cimport LN_KINDS, Batch, Chunks, Direction, Team, View
 from rnn_core._variants cimport Variant
 
 # One direction of one layer on its way back. Gradients d* mirror the names of _forward.Pass.
@@ -39,4 +39,4 @@ cdef struct BackPass:
     char *dgain[LN_KINDS]          # of the layer normalisations
     char *dshift[LN_KINDS]
 
-cdef bint backward_pass(BackPass *p, const Batch *b, Team *team, ptrdiff_t chunk, void **pointers) noexcept nogil
+cdef bint backward_pass(BackPass *p, const Batch *b, Team *team, const Chunks *chunks, void **pointers) noexcept nogil

@@ -1,7 +1,7 @@
 # The forward time loop.
 
 from rnn_core._kernels cimport *
-from rnn_core._plan cimport Batch, Block, Direction, Team, View
+from rnn_core._plan cimport Batch, Block, Chunks, Direction, Team, View
 from rnn_core._variants cimport Variant
 
 # One direction of one layer on its way through time. Strides in elements, all of whole vectors.
@@ -23,11 +23,11 @@ cdef struct Pass:
     Variant *variant               # or NULL; threads then share out sequences
     View all_h, all_c              # every step's state, where asked for (else base and sequence NULL)
 
-cdef bint forward_span(Pass *p, const Batch *b, Team *team, ptrdiff_t begin, ptrdiff_t end, ptrdiff_t chunk,
-                       void **pointers) noexcept nogil
+cdef bint forward_chunks(Pass *p, const Batch *b, Team *team, const Chunks *chunks, ptrdiff_t first, ptrdiff_t last,
+                         void **pointers) noexcept nogil
 
-cdef void set_pass(Pass *p, const rc_kernels *kernels, Direction *d, Block memory, const Batch *b, ptrdiff_t chunk,
-                   int threads, bint keep) except *
+cdef void set_pass(Pass *p, const rc_kernels *kernels, Direction *d, Block memory, const Batch *b, ptrdiff_t tokens,
+                   bint keep) except *
 cdef void set_tape(Pass *p, Block memory, const Batch *b) except *
 cdef void set_states(Pass *p, const Batch *b, int index, object h0, object c0) except *
 cdef void store_states(Pass *p, const Batch *b, int index, object hn, object cn) except *

@@ -61,10 +61,16 @@ cdef struct Batch:
     ptrdiff_t *order                   # (rows): the caller's index of each
     ptrdiff_t *length                  # (rows)
 
+# Steps [begin[i], begin[i + 1]) are taken together: as many as have `tokens` tokens at most, but at least one.
+cdef struct Chunks:
+    ptrdiff_t count, tokens
+    ptrdiff_t *begin                   # (count + 1)
+
 # Rows of token (t, m): the caller's (a pointer a sequence and a stride a step) or compact (starting at row `origin`).
 cdef struct View:
     char **sequence
     ptrdiff_t step                     # bytes
+    ptrdiff_t steps                    # of a padded array: more than a sequence may have
     char *base
     ptrdiff_t row                      # bytes
     ptrdiff_t origin
@@ -204,11 +210,14 @@ cdef enum:
     TIME_MAJOR, BATCH_FIRST, CONCATENATED, PACKED
 
 cdef size_t batch_bytes(ptrdiff_t steps, ptrdiff_t rows) except? 0
+cdef size_t chunks_bytes(ptrdiff_t steps) except? 0
+cdef void plan_chunks(Chunks *c, Block memory, const Batch *b, ptrdiff_t most) noexcept
 cdef int plan_batch(Batch *b, Block memory, ptrdiff_t steps, ptrdiff_t rows, object lengths,
                     object order_of=*) except -1
 cdef View user_view(Block memory, const Batch *b, object array, int layout, ptrdiff_t width, ptrdiff_t column,
                     ptrdiff_t steps, object offsets, size_t itemsize) except *
 cdef View compact_view(void *base, ptrdiff_t width, ptrdiff_t column, size_t itemsize) noexcept nogil
+cdef void clear_padding(const View *v, const Batch *b, size_t bytes, const Team *team) noexcept nogil
 cdef void load_state(const Batch *b, char *to, ptrdiff_t stride, const char *source, ptrdiff_t width,
                      size_t itemsize) noexcept nogil
 cdef void store_state(const Batch *b, char *to, const char *source, ptrdiff_t stride, ptrdiff_t width,

@@ -3,7 +3,7 @@
 from rnn_core._backward cimport BackPass
 from rnn_core._forward cimport Pass
 from rnn_core._kernels cimport *
-from rnn_core._plan cimport Batch, View, rc_stop
+from rnn_core._plan cimport Batch, Chunks, View, rc_stop
 from rnn_core._runtime cimport rc_barrier
 
 ctypedef void (*task)(void *, int, int) noexcept nogil
@@ -13,7 +13,7 @@ cdef struct Call:
     const rc_kernels *kernels
     Batch *batch
     int layers, directions, threads    # threads: the most that take part
-    ptrdiff_t chunk
+    Chunks chunks
     Pass *passes
     BackPass *back
     bint units                         # threads share out hidden units, else sequences

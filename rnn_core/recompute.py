@@ -1,7 +1,7 @@
 """Training that keeps states at checkpoints only and computes the rest again inside backward (Chen et al. 2016,
 "Training deep nets with sublinear memory cost"), for sequences whose tape would not fit.
 
-A sequence is taken in segments of about sqrt(T) steps. Forward keeps the state that each segment starts from; backward
+A batch is taken in segments of about sqrt(T) steps. Forward keeps the state that each segment starts from; backward
 runs a segment forward once more, this time with a tape, and then back. Segments are whole chunks of the backward pass,
 so the gradients have the bits of an ordinary backward.
 """
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 Array = NDArray[Any]
 Pair = list["Array | None"]  # h and c; c is None but for an LSTM
+Piece = tuple[int, int, "NDArray[np.int64] | None"]  # a segment's first step, the one after its last, and lengths
 
 
 @dataclass
@@ -38,13 +39,13 @@ class Checkpoints:
     variant_masks: variants.Masks
     masks: list[Array]
     starts: list[Pair]
-    segment: int
+    pieces: list[Piece]
     order: NDArray[np.int64] | None  # of the whole batch, so that a segment adds its tokens up in the same order
 
 
-def segment_steps(chunk: int, steps: int) -> int:
+def segment_steps(steps: int) -> float:
     """Steps of a segment: a tape keeps about 5 numbers a unit and step, a checkpoint 2 a unit and segment."""
-    return chunk * max(1, round(math.sqrt(0.4 * steps) / chunk))
+    return math.sqrt(0.4 * steps)
 
 
 def _time(array: Array, source: Sequences, begin: int, end: int) -> Array:
@@ -52,21 +53,24 @@ def _time(array: Array, source: Sequences, begin: int, end: int) -> Array:
     return array[:, begin:end] if source.layout == "batch_first" else array[begin:end]
 
 
-def _segments(source: Sequences, segment: int) -> Iterator[tuple[int, int, Any]]:
-    """(begin, end, lengths) of each segment."""
-    for begin in range(0, source.steps, segment):
-        end = min(begin + segment, source.steps)
+def _segments(source: Sequences, ends: NDArray[np.int64]) -> Iterator[Piece]:
+    """Each segment; `ends` are the steps where one may end, but for the last."""
+    begin, steps = 0, segment_steps(source.steps)
+    while begin < source.steps:
+        later = ends[ends > begin]
+        end = int(later[np.argmin(abs(later - begin - steps))]) if len(later) > 1 else source.steps
         lengths = None if source.lengths is None else np.clip(source.lengths - begin, 0, end - begin)
         yield begin, end, lengths
+        begin = end
 
 
-def _run(layer: Recurrent, tape: Checkpoints, piece: tuple[int, int, Any], start: Pair, y: Array | None) -> Any:
+def _run(layer: Recurrent, tape: Checkpoints, piece: Piece, start: Pair, y: Array | None) -> Any:
     """One segment: (tape or None, state after it). It writes y, or keeps a tape where y is None."""
     begin, end, lengths = piece
     source, final = tape.source, layer._new_states(tape.source.batch)
     x = np.ascontiguousarray(_time(source.array, source, begin, end))
     columns = layer._directions * layer._out
-    out = np.zeros((*x.shape[:2], columns), layer.dtype)
+    out = np.empty((*x.shape[:2], columns), layer.dtype)
     masks = [np.ascontiguousarray(mask[begin:end]) for mask in tape.masks] or None
     engine = layer._engine().forward(
         tape.weights, x, out, source.layout, end - begin, source.batch, lengths, start[0], start[1],
@@ -85,12 +89,12 @@ def forward(layer: Recurrent, source: Sequences, start: Pair, y: Array, masks: l
         raise ValueError("recompute: expected one direction, got a bidirectional layer")
     if source.layout not in ("time_major", "batch_first"):
         raise ValueError("recompute: expected a padded array, with lengths or without, got a ragged input")
-    segment = segment_steps(layer._engine().chunk_steps(source.batch), source.steps)
+    ends = layer._engine().chunk_ends(source.steps, source.batch, source.lengths)
     order = None if source.lengths is None else longest_first(source.lengths)
     tape = Checkpoints(layer._engine(), layer._versions(), source, layer._call_weights(drawn), drawn, masks, [],
-                       segment, order)
+                       list(_segments(source, ends)), order)
     state = _zeros_for_none(layer, start, source.batch)
-    for piece in _segments(source, segment):
+    for piece in tape.pieces:
         tape.starts.append(state)
         _, state = _run(layer, tape, piece, state, y)
     return state, tape
@@ -101,14 +105,13 @@ def backward(layer: Recurrent, tape: Checkpoints, dy: Array | None, dstate: Pair
     """Add into grads and fill dx; the gradient of the initial state."""
     source = tape.source
     dstate = _zeros_for_none(layer, dstate, source.batch)
-    pieces = list(_segments(source, tape.segment))
-    for piece, start in zip(reversed(pieces), reversed(tape.starts)):
+    for piece, start in zip(reversed(tape.pieces), reversed(tape.starts)):
         begin, end, _ = piece
         engine, _ = _run(layer, tape, piece, start, None)
         dy_piece = None if dy is None else np.ascontiguousarray(_time(dy, source, begin, end))
         dx_piece = None
         if dx is not None:
-            dx_piece = np.zeros_like(np.ascontiguousarray(_time(dx, source, begin, end)))
+            dx_piece = np.empty(_time(dx, source, begin, end).shape, dx.dtype)
         before = layer._new_states(source.batch)
         layer._engine().backward(engine, dy_piece, dstate[0], dstate[1], grads, dx_piece, before[0], before[1])
         if dx is not None:

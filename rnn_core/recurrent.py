@@ -287,8 +287,8 @@ class Recurrent(Module):
     def _every_state(self, source: Sequences) -> list[Array | None]:
         """Arrays (T, L*D, B, size) for the states after every step."""
         lead = (source.steps, self.num_layers * self._directions, source.batch)
-        h = np.zeros((*lead, self._out), self.dtype)
-        return [h, np.zeros((*lead, self.hidden_size), self.dtype) if self._has_c else None]
+        h = np.empty((*lead, self._out), self.dtype)
+        return [h, np.empty((*lead, self.hidden_size), self.dtype) if self._has_c else None]
 
     def _run_checkpointed(self, source: Sequences, state: State) -> Any:
         start = self._states("state", state, source.batch, source.unbatched)

@@ -51,10 +51,8 @@ class Sequences:
     looked: Any = None  # a lookup.Lookup, where the caller gave tokens
 
     def empty(self, width: int) -> Array:
-        """An output of `width` columns for this input, zero wherever the engine will not write."""
-        shape = (*self.array.shape[:-1], width)
-        full = self.lengths is None or self.layout == "concatenated"
-        return np.empty(shape, self.dtype) if full else np.zeros(shape, self.dtype)
+        """An output of `width` columns for this input."""
+        return np.empty((*self.array.shape[:-1], width), self.dtype)
 
     def result(self, y: Array) -> Any:
         """An output as the caller is to see it: Ragged, (T, columns) or padded, as the input was."""

@@ -10,7 +10,7 @@ from libc.stdint cimport int64_t
 from rnn_core._dense cimport dense_of
 from rnn_core._kernels cimport *
 from rnn_core._norms cimport hat_at, normalise_back, normalise_cell_back
-from rnn_core._plan cimport LN_C, LN_HH, LN_IH, Batch, Segment, Team, View, add_outer, from_row, gates_of, \
+from rnn_core._plan cimport LN_C, LN_HH, LN_IH, Batch, Chunks, Segment, Team, View, add_outer, from_row, gates_of, \
     interrupted, meet, meet_if_shared_anew, product_job, rows_after, rows_at, rows_by, share, share_rows, token, whole
 from rnn_core._variants cimport add_product, add_rows, copy_rows, is_view, multiply_rows, split_rows
 
@@ -399,20 +399,20 @@ cdef bint chunk_back(BackPass *p, const Batch *b, Part *part, Team *team, ptrdif
     return meet(team)  # nobody reads dz any more
 
 
-cdef bint backward_pass(BackPass *p, const Batch *b, Team *team, ptrdiff_t chunk, void **pointers) noexcept nogil:
-    """This thread's part of one direction's backward pass, `chunk` steps at a time; `pointers` holds
-    2 * chunk * rows of them. True when the call is to be left."""
+cdef bint backward_pass(BackPass *p, const Batch *b, Team *team, const Chunks *chunks, void **pointers) noexcept nogil:
+    """This thread's part of one direction's backward pass; `pointers` holds 2 * (chunks.tokens + rows) of them. True
+    when the call is to be left."""
     cdef Part part
-    cdef ptrdiff_t i, begin, chunks = (b.steps + chunk - 1) // chunk
+    cdef ptrdiff_t i, at
     cdef ptrdiff_t panels = (rc_vectors(p.d.units, p.kernels.lanes) + 3) // 4
     part.unit_begin, part.unit_end = 0, rc_vectors(p.d.units, p.kernels.lanes)
     if team.units:
         share(panels, team.rank, team.size, &part.unit_begin, &part.unit_end)
         part.unit_begin *= 4
         part.unit_end = min(4 * part.unit_end, rc_vectors(p.d.units, p.kernels.lanes))
-    for i in range(chunks):
-        begin = (i if p.reverse else chunks - 1 - i) * chunk
-        if chunk_back(p, b, &part, team, begin, min(begin + chunk, b.steps), pointers):
+    for i in range(chunks.count):
+        at = i if p.reverse else chunks.count - 1 - i
+        if chunk_back(p, b, &part, team, chunks.begin[at], chunks.begin[at + 1], pointers):
             return True
     if p.sums != NULL:
         input_products(p, team, p.sums, rows_at(p.table, p.d.inputs), rows_at(p.dtable, p.d.inputs), p.table_rows)

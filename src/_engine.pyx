@@ -17,8 +17,8 @@ from rnn_core._forward cimport Pass, saves_units, set_pass, set_states, set_tape
 from rnn_core._kernels cimport *
 from rnn_core._norms cimport norm_back_bytes, norm_bytes, take_norms, take_norms_back
 from rnn_core._plan cimport BATCH_FIRST, CONCATENATED, LN_HH, LN_IH, PACKED, TIME_MAJOR, Batch, Block, Direction, \
-    Table, View, Weights, batch_bytes, block, compact_view, gates_of, load_state, pack, padded, part_of, plan_batch, \
-    store_state, user_view, whole
+    Chunks, Table, View, Weights, batch_bytes, block, chunks_bytes, compact_view, gates_of, load_state, pack, padded, \
+    part_of, plan_batch, plan_chunks, store_state, user_view, whole
 from rnn_core._region cimport Call, backward_task, forward_task, run_call
 from rnn_core._runtime cimport cache_bytes, kernels_f32, num_threads
 from rnn_core._variants cimport Variants
@@ -141,10 +141,16 @@ cdef class Network:
         step = <double>rows * self.units * (self.out + self.inputs) * gates_of(self.cell)
         return <int>max(1, min(threads, step / WORTH_A_THREAD))
 
-    def chunk_steps(self, ptrdiff_t rows):
-        """Steps whose weight gradients are summed at once: pieces of a sequence that are multiples of it give the
+    def chunk_ends(self, ptrdiff_t steps, ptrdiff_t rows, lengths):
+        """Steps after which backward sums up the weights' gradients, int64: pieces of a batch that end there give the
         bits of the whole."""
-        return max(1, BACK_TOKENS // max(1, rows))
+        cdef Block memory = block(batch_bytes(steps, rows) + chunks_bytes(steps))
+        cdef Batch b
+        cdef Chunks chunks
+        cdef ptrdiff_t i
+        plan_batch(&b, memory, steps, rows, lengths)
+        plan_chunks(&chunks, memory, &b, BACK_TOKENS)
+        return np.array([chunks.begin[i + 1] for i in range(chunks.count)], np.int64)
 
     cdef bint by_units(self, ptrdiff_t rows, int threads) noexcept:
         """Share out hidden units rather than sequences? They then meet once a step, and each reads only its part of R.
@@ -172,20 +178,20 @@ cdef class Network:
 
     # -- forward
 
-    cdef ptrdiff_t chunk_of(self, const Batch *b) noexcept:
-        """Steps to project at once."""
+    cdef ptrdiff_t projected_tokens(self) noexcept:
+        """Tokens to project at once."""
         cdef ptrdiff_t row = gates_of(self.cell) * whole(self.units, self.kernels.lanes) * self.kernels.itemsize
-        cdef ptrdiff_t tokens = max(CHUNK_LEAST, min(CHUNK_MOST, CHUNK_BYTES // row))
-        return max(1, min(b.steps, tokens // max(1, b.rows)))
+        return max(CHUNK_LEAST, min(CHUNK_MOST, CHUNK_BYTES // row))
 
     cdef size_t forward_bytes(self, const Batch *b, ptrdiff_t chunk, int threads, bint keep) except? 0:
+        """`chunk`: tokens."""
         cdef size_t itemsize = self.kernels.itemsize, passes = self.layers * self.directions, rows = b.rows
         cdef size_t units = whole(self.units, self.kernels.lanes), gates = units * gates_of(self.cell)
-        cdef size_t tokens = chunk * rows if self.directions == 1 else b.first[b.steps]
+        cdef size_t tokens = chunk if self.directions == 1 else b.first[b.steps]
         cdef size_t each = padded(passes, sizeof(Pass)) // passes + 6 * padded(rows * units, itemsize)
-        each += (not keep) * padded(chunk * (rows + threads) * gates, itemsize) + padded(rows * gates, itemsize)
+        each += (not keep) * padded(chunk * gates, itemsize) + padded(rows * gates, itemsize)
         each += 5 * padded(rows, sizeof(char *))
-        cdef size_t total = passes * (each + 64) + threads * padded(2 * chunk * rows + rows, sizeof(void *))
+        cdef size_t total = passes * (each + 64) + threads * padded(2 * chunk + rows, sizeof(void *))
         if not keep:
             total += self.layers * padded(tokens * self.directions * self.out, itemsize)
         return total + 4096
@@ -214,9 +220,12 @@ cdef class Network:
         cdef Call call
         cdef Batch *b = &tape.batch
         cdef int threads = self.team_size(rows), code = LAYOUTS[layout]
-        cdef Block plan = block(batch_bytes(steps, rows)) if keep else self.check_out(batch_bytes(steps, rows))
+        cdef size_t planned = batch_bytes(steps, rows) + chunks_bytes(steps)
+        cdef Block plan = block(planned) if keep else self.check_out(planned)
+        memset(&call, 0, sizeof(Call))
         plan_batch(b, plan, steps, rows, lengths, order)
-        cdef ptrdiff_t chunk = self.chunk_of(b), n = b.first[b.steps], hats = n if keep else rows + threads
+        plan_chunks(&call.chunks, plan, b, self.projected_tokens())
+        cdef ptrdiff_t chunk = call.chunks.tokens, n = b.first[b.steps], hats = n if keep else rows + threads
         cdef size_t norms = self.layers * self.directions * norm_bytes(
             <rc_cell>self.cell, self.units, hats, rows, self.kernels) if weights.directions.normed else 0
         cdef Block scratch = self.check_out(self.forward_bytes(b, chunk, threads, keep) + norms)
@@ -226,15 +235,14 @@ cdef class Network:
         offsets = None
         if code == CONCATENATED:
             offsets = np.concatenate(([0], np.cumsum(lengths[:-1]))) if rows else np.zeros(0, np.int64)
-        memset(&call, 0, sizeof(Call))
-        call.kernels, call.batch, call.chunk, call.threads = self.kernels, b, chunk, threads
+        call.kernels, call.batch, call.threads = self.kernels, b, threads
         call.layers, call.directions, call.units = self.layers, self.directions, self.by_units(rows, threads)
         call.units = call.units and all_h is None and variant is None
         call.passes = <Pass *>memory.take(self.layers * self.directions * sizeof(Pass))
         if masks is not None:
             call.masks = <View *>memory.take(self.layers * sizeof(View))
         self.set_passes(&call, weights, memory, scratch, keep, x, y, code, steps, offsets, masks, all_h, all_c, table)
-        call.pointers_each = 2 * chunk * rows + rows
+        call.pointers_each = 2 * chunk + rows
         call.pointers = <void **>scratch.take(threads * call.pointers_each * sizeof(void *))
         cdef int i
         for i in range(self.layers * self.directions):
@@ -245,8 +253,7 @@ cdef class Network:
                 if weights.directions.normed:
                     take_norms(&call.passes[i].variant.norms, call.passes[i].d, hats, rows, keep,
                                self.kernels, memory)
-        if n:
-            run_call(&call, forward_task, threads, <double>n * self.work_of(weights))
+        run_call(&call, forward_task, threads, <double>n * self.work_of(weights))
         for i in range(self.layers * self.directions):
             store_states(&call.passes[i], b, i, hn, cn)
         self.check_in(scratch)
@@ -274,7 +281,7 @@ cdef class Network:
         cdef int layer, d, i
         cdef size_t itemsize = self.kernels.itemsize
         cdef ptrdiff_t width = self.directions * self.out
-        cdef ptrdiff_t tokens = b.first[b.steps] if keep or self.directions == 2 else call.chunk * b.rows
+        cdef ptrdiff_t tokens = b.first[b.steps] if keep or self.directions == 2 else call.chunks.tokens
         cdef char *inner = NULL
         cdef char *below = NULL
         cdef char *dropped = NULL
@@ -288,7 +295,7 @@ cdef class Network:
             for d in range(self.directions):
                 i = layer * self.directions + d
                 p = &call.passes[i]
-                set_pass(p, self.kernels, &weights.directions[i], scratch, b, call.chunk, call.threads, keep)
+                set_pass(p, self.kernels, &weights.directions[i], scratch, b, call.chunks.tokens, keep)
                 p.reverse = d == 1
                 if keep:
                     set_tape(p, memory, b)
@@ -301,13 +308,15 @@ cdef class Network:
                 p.y = compact_view(inner, width, d * self.out, itemsize)
                 if layer + 1 == self.layers:
                     p.y = user_view(memory, b, y, layout, width, d * self.out, steps, offsets, itemsize)
-                p.all_h = self.states_view(memory, b, all_h, i, self.out)
-                p.all_c = self.states_view(memory, b, all_c, i, self.units)
+                p.all_h = self.states_view(memory, b, all_h, i, self.out, steps)
+                p.all_c = self.states_view(memory, b, all_c, i, self.units, steps)
         return 0
 
-    cdef View states_view(self, Block memory, const Batch *b, array, int index, ptrdiff_t size) except *:
-        """Direction `index` of (T, L*D, B, size) as rows of tokens; `sequence` is NULL where there is no array."""
-        cdef View v = user_view(memory, b, array, TIME_MAJOR, size, index * b.rows * size, 0, None,
+    cdef View states_view(self, Block memory, const Batch *b, array, int index, ptrdiff_t size,
+                          ptrdiff_t steps) except *:
+        """Direction `index` of (T, L*D, B, size), T being `steps`, as rows of tokens; `sequence` is NULL where there is
+        no array."""
+        cdef View v = user_view(memory, b, array, TIME_MAJOR, size, index * b.rows * size, steps, None,
                                 self.kernels.itemsize)
         v.step *= self.layers * self.directions
         return v
@@ -326,27 +335,28 @@ cdef class Network:
         tape.weights.need_backward()
         memset(&call, 0, sizeof(Call))
         call.kernels, call.batch, call.layers, call.directions = self.kernels, b, self.layers, self.directions
-        call.chunk = max(1, min(b.steps, <ptrdiff_t>self.chunk_steps(b.rows)))
+        cdef Block plan = block(chunks_bytes(b.steps))
+        plan_chunks(&call.chunks, plan, b, BACK_TOKENS)
+        cdef ptrdiff_t chunk = call.chunks.tokens
         call.units = self.by_units(b.rows, threads) and not self.has_projection() and all_dh is None
         call.units = call.units and tape.variant is None
         cdef size_t norms = norm_back_bytes(
-            self.units, self.dz_stride(tape.weights.directions), call.chunk * b.rows, b.rows,
+            self.units, self.dz_stride(tape.weights.directions), chunk, b.rows,
             self.kernels) if tape.weights.directions.normed else 0
         cdef ptrdiff_t places = 0 if tape.table is None else len(tape.table.rows)
         cdef size_t sums = self.directions * padded(places * self.dz_stride(tape.weights.directions), itemsize)
-        call.columns_each = self.columns_bytes(max(call.chunk * b.rows, places))
+        call.columns_each = self.columns_bytes(max(chunk, places))
         cdef Block scratch = self.check_out(
-            self.backward_bytes(b, call.chunk, threads) + norms + sums + threads * call.columns_each)
+            self.backward_bytes(b, chunk, threads) + norms + sums + threads * call.columns_each)
         call.back = <BackPass *>scratch.take(count * sizeof(BackPass))
-        call.pointers_each = 2 * (call.chunk + 1) * b.rows
+        call.pointers_each = 2 * (chunk + b.rows)
         call.pointers = <void **>scratch.take(threads * call.pointers_each * sizeof(void *))
         if call.columns_each:
             call.columns = <char *>scratch.take(threads * call.columns_each)
         if tape.masks is not None:
             call.masks = tape.mask_views
         self.set_back_passes(&call, tape, scratch, dy, dhn, dcn, grads, dx, all_dh, all_dc)
-        if n:
-            run_call(&call, backward_task, threads, 2.0 * n * self.work_of(tape.weights))
+        run_call(&call, backward_task, threads, 2.0 * n * self.work_of(tape.weights))
         for i in range(count):
             store_state(b, part_of(dh0, i, b.rows * self.out, itemsize), call.back[i].dh, whole(self.out, lanes),
                         self.out, itemsize)
@@ -381,14 +391,15 @@ cdef class Network:
         return padded(rc_outer_scratch(rows, most), self.kernels.itemsize)
 
     cdef size_t backward_bytes(self, const Batch *b, ptrdiff_t chunk, int threads) except? 0:
+        """`chunk`: tokens."""
         cdef size_t itemsize = self.kernels.itemsize, rows = b.rows, units = whole(self.units, self.kernels.lanes)
         cdef size_t each = sizeof(BackPass) + 4 * padded(rows * units, itemsize) + 7 * padded(rows, sizeof(void *)) + 64
-        cdef size_t shared = padded(chunk * rows * (4 * units + 64), itemsize)
-        shared += (self.has_projection() + self.has_resets()) * padded(chunk * rows * units, itemsize)
+        cdef size_t shared = padded(chunk * (4 * units + 64), itemsize)
+        shared += (self.has_projection() + self.has_resets()) * padded(chunk * units, itemsize)
         cdef size_t inner = 2 * padded(b.first[b.steps] * self.directions * self.out, itemsize)
         inner *= self.layers > 1
         return (self.layers * self.directions * each + shared + inner + padded(self.inputs + 2 * units, itemsize)
-                + threads * padded(2 * (chunk + 1) * rows, sizeof(void *)) + 4096)
+                + threads * padded(2 * (chunk + rows), sizeof(void *)) + 4096)
 
     cdef int set_back_passes(self, Call *call, Tape tape, Block scratch, dy, dhn, dcn, list grads, dx,
                              all_dh, all_dc) except -1:
@@ -398,17 +409,17 @@ cdef class Network:
         cdef Pass *q
         cdef int layer, d, i
         cdef ptrdiff_t lanes = self.kernels.lanes, units = whole(self.units, lanes), m
-        cdef ptrdiff_t width = self.directions * self.out
+        cdef ptrdiff_t width = self.directions * self.out, chunk = call.chunks.tokens
         cdef size_t itemsize = self.kernels.itemsize
         cdef char *inner[2]
         cdef char *douts = NULL
         cdef char *resets = NULL
         cdef char *zeros = <char *>scratch.take_zeros(units * itemsize)
-        cdef char *dz = <char *>scratch.take(call.chunk * b.rows * (4 * units + 64) * itemsize)
+        cdef char *dz = <char *>scratch.take(chunk * (4 * units + 64) * itemsize)
         if self.has_projection():
-            douts = <char *>scratch.take_zeros(call.chunk * b.rows * units * itemsize)
+            douts = <char *>scratch.take_zeros(chunk * units * itemsize)
         if self.has_resets():
-            resets = <char *>scratch.take(call.chunk * b.rows * units * itemsize)
+            resets = <char *>scratch.take(chunk * units * itemsize)
         h0 = tape.arrays[2]
         for i in range(2):
             inner[i] = <char *>scratch.take((self.layers > 1) * b.first[b.steps] * width * itemsize)
@@ -440,13 +451,13 @@ cdef class Network:
                            itemsize)
                 load_state(b, p.dc, units, part_of(dcn, i, b.rows * self.units, itemsize), self.units, itemsize)
                 if tape.variant is not None:
-                    p.variant = tape.variant.prepare_back(i, self.kernels, p.d, call.chunk * b.rows)
+                    p.variant = tape.variant.prepare_back(i, self.kernels, p.d, chunk)
                     if p.d.normed:
                         take_norms_back(&p.variant.norms, &call.back.variant.norms, self.units, p.dz_row,
-                                        call.chunk * b.rows, b.rows, self.kernels, scratch)
+                                        chunk, b.rows, self.kernels, scratch)
                         p.dz_ih, p.dz_hh = p.variant.norms.dz[LN_IH], p.variant.norms.dz[LN_HH]
-                p.all_dh = self.states_view(scratch, b, all_dh, i, self.out)
-                p.all_dc = self.states_view(scratch, b, all_dc, i, self.units)
+                p.all_dh = self.states_view(scratch, b, all_dh, i, self.out, tape.user_steps)
+                p.all_dc = self.states_view(scratch, b, all_dc, i, self.units, tape.user_steps)
                 p.h0 = <void **>scratch.take(b.rows * sizeof(void *))
                 for m in range(b.rows):
                     p.h0[m] = zeros

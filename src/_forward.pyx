@@ -9,8 +9,9 @@ from libc.string cimport memcpy, memset
 
 from rnn_core._kernels cimport *
 from rnn_core._norms cimport normalise, normalise_cell
-from rnn_core._plan cimport FEW_ROWS, LN_HH, LN_IH, Batch, Block, Team, View, from_row, interrupted, load_state, meet, \
-    meet_if_shared_anew, own_rows, part_of, product_job, rows_at, rows_by, share, share_rows, store_state, token, whole
+from rnn_core._plan cimport FEW_ROWS, LN_HH, LN_IH, Batch, Block, Chunks, Team, View, from_row, interrupted, \
+    load_state, meet, meet_if_shared_anew, own_rows, part_of, product_job, rows_at, rows_by, share, share_rows, \
+    store_state, token, whole
 from rnn_core._runtime cimport kernels_f32
 from rnn_core._variants cimport copy_rows, is_view, mix_rows, multiply_rows
 
@@ -26,10 +27,10 @@ cdef struct Part:
 # ---------------------------------------------------------------------------------------------------------- memory
 
 
-cdef void set_pass(Pass *p, const rc_kernels *kernels, Direction *d, Block memory, const Batch *b, ptrdiff_t chunk,
-                   int threads, bint keep) except *:
-    """The scratch of one direction; views and tape are set by the caller. Gates that no tape will keep have a buffer,
-    where each thread has room for its part of the sequences rounded up."""
+cdef void set_pass(Pass *p, const rc_kernels *kernels, Direction *d, Block memory, const Batch *b, ptrdiff_t tokens,
+                   bint keep) except *:
+    """The scratch of one direction for chunks of `tokens` tokens; views and tape are set by the caller. Gates that no
+    tape will keep have a buffer."""
     cdef ptrdiff_t units = whole(d.units, kernels.lanes), out = whole(d.out, kernels.lanes)
     cdef size_t itemsize = kernels.itemsize, gates = rc_row_size(&d.w, kernels.lanes)
     memset(p, 0, sizeof(Pass))
@@ -38,7 +39,7 @@ cdef void set_pass(Pass *p, const rc_kernels *kernels, Direction *d, Block memor
     p.h[1] = <char *>memory.take(b.rows * out * itemsize)
     p.c = <char *>memory.take_zeros(b.rows * units * itemsize)
     if not keep:
-        p.gates = <char *>memory.take(chunk * (b.rows + threads) * gates * itemsize)
+        p.gates = <char *>memory.take(tokens * gates * itemsize)
     if d.projection:
         p.hidden = <char *>memory.take_zeros(b.rows * units * itemsize)
     if d.cell == RC_GRU_RESET_BEFORE:
@@ -99,7 +100,7 @@ cdef inline ptrdiff_t enter_step(const Batch *b, const Team *team, ptrdiff_t t, 
 
 
 cdef void project_inputs(Pass *p, const Batch *b, Part *part, const Team *team, ptrdiff_t begin, ptrdiff_t end,
-                         char *buffer, void **gates, void **pointers) noexcept nogil:
+                         void **gates, void **pointers) noexcept nogil:
     """W x + b for this thread's tokens of steps [begin, end), in ascending order of time; `gates` gets where each one's
     gate row is: with a table it is there already, a tape's is computed in its place, others in the chunk's buffer."""
     cdef ptrdiff_t t, m, n = 0, row = rc_row_size(&p.d.w, p.kernels.lanes) * <ptrdiff_t>p.kernels.itemsize
@@ -113,7 +114,7 @@ cdef void project_inputs(Pass *p, const Batch *b, Part *part, const Team *team, 
             elif p.saved != NULL:
                 gates[n] = p.saved + (b.first[t] + m) * row
             else:
-                gates[n] = buffer + n * row
+                gates[n] = p.gates + (b.first[t] - b.first[begin] + m) * row
             n += 1
     if p.table != NULL:
         return
@@ -306,26 +307,24 @@ cdef bint chunk_steps(Pass *p, const Batch *b, Part *part, Team *team, ptrdiff_t
     return False
 
 
-cdef bint forward_span(Pass *p, const Batch *b, Team *team, ptrdiff_t begin, ptrdiff_t end, ptrdiff_t chunk,
-                       void **pointers) noexcept nogil:
-    """This thread's part of steps [begin, end), `chunk` steps at a time. `pointers` holds (2 * chunk + 1) * rows of
-    them. True when the call is to be left."""
+cdef bint forward_chunks(Pass *p, const Batch *b, Team *team, const Chunks *chunks, ptrdiff_t first, ptrdiff_t last,
+                         void **pointers) noexcept nogil:
+    """This thread's part of chunks [first, last). `pointers` holds 2 * chunks.tokens + rows of them. True when the call
+    is to be left."""
     cdef Part part
-    cdef ptrdiff_t i, first, last, chunks = (end - begin + chunk - 1) // chunk
-    cdef ptrdiff_t row = rc_row_size(&p.d.w, p.kernels.lanes) * <ptrdiff_t>p.kernels.itemsize
-    cdef char *buffer = NULL if p.gates == NULL else p.gates + chunk * own_rows(b, team) * row
-    cdef void **outputs = pointers + chunk * b.rows
+    cdef ptrdiff_t i, at, begin, end
+    cdef void **outputs = pointers + chunks.tokens
     cdef void **gates = outputs + b.rows
     panels_of(p, &p.d.w, team, &part.gates_begin, &part.gates_end)
     panels_of(p, &p.d.rn, team, &part.rn_begin, &part.rn_end)
     panels_of(p, &p.d.p, team, &part.out_begin, &part.out_end)
-    for i in range(chunks):
-        first = begin + (chunks - 1 - i if p.reverse else i) * chunk
-        last = min(first + chunk, end)
-        project_inputs(p, b, &part, team, first, last, buffer, gates, pointers)
+    for i in range(last - first):
+        at = last - 1 - i if p.reverse else first + i
+        begin, end = chunks.begin[at], chunks.begin[at + 1]
+        project_inputs(p, b, &part, team, begin, end, gates, pointers)
         if p.d.cell == RC_GRU_RESET_BEFORE and team.units and meet(team):  # R_n's panels are others than W's
             return True
-        if chunk_steps(p, b, &part, team, first, last, gates, outputs):
+        if chunk_steps(p, b, &part, team, begin, end, gates, outputs):
             return True
         if team.meets and not team.units and meet(team):  # now and then, so that all can leave
             return True

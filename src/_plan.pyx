@@ -332,6 +332,25 @@ cdef int plan_batch(Batch *b, Block memory, ptrdiff_t steps, ptrdiff_t rows, obj
     return 0
 
 
+cdef size_t chunks_bytes(ptrdiff_t steps) except? 0:
+    return padded(steps + 1, sizeof(ptrdiff_t))
+
+
+cdef void plan_chunks(Chunks *c, Block memory, const Batch *b, ptrdiff_t most) noexcept:
+    """Chunks of at most `most` tokens, unless a step alone has more."""
+    cdef ptrdiff_t t, tokens = 0
+    c.begin = <ptrdiff_t *>memory.take((b.steps + 1) * sizeof(ptrdiff_t))
+    c.count = c.tokens = 0
+    for t in range(b.steps):
+        if t == 0 or tokens + b.active[t] > most:
+            c.begin[c.count] = t
+            c.count += 1
+            tokens = 0
+        tokens += b.active[t]
+        c.tokens = max(c.tokens, tokens)
+    c.begin[c.count] = b.steps
+
+
 cdef View user_view(Block memory, const Batch *b, object array, int layout, ptrdiff_t width, ptrdiff_t column,
                     ptrdiff_t steps, object offsets, size_t itemsize) except *:
     """The caller's array as rows of tokens; `column` starts this direction's part of a row of `width`."""
@@ -347,6 +366,7 @@ cdef View user_view(Block memory, const Batch *b, object array, int layout, ptrd
     data = <char *>cnp.PyArray_DATA(array) + column * itemsize
     v.sequence = <char **>memory.take(b.rows * sizeof(char *))
     v.step = b.rows * row if layout == TIME_MAJOR else row
+    v.steps = 0 if layout == CONCATENATED else steps
     if layout == CONCATENATED:
         starts = offsets
     for m in range(b.rows):
@@ -361,10 +381,19 @@ cdef View user_view(Block memory, const Batch *b, object array, int layout, ptrd
 
 cdef View compact_view(void *base, ptrdiff_t width, ptrdiff_t column, size_t itemsize) noexcept nogil:
     cdef View v
-    v.sequence, v.step, v.origin = NULL, 0, 0
+    v.sequence, v.step, v.steps, v.origin = NULL, 0, 0, 0
     v.row = width * <ptrdiff_t>itemsize
     v.base = NULL if base == NULL else <char *>base + column * itemsize
     return v
+
+
+cdef void clear_padding(const View *v, const Batch *b, size_t bytes, const Team *team) noexcept nogil:
+    """Zero `bytes` of every token past its sequence's end; each thread takes a part of the sequences."""
+    cdef ptrdiff_t t, m = team.rank
+    while m < b.rows:
+        for t in range(b.length[m], v.steps):
+            memset(v.sequence[m] + t * v.step, 0, bytes)
+        m += team.size
 
 
 cdef void load_state(const Batch *b, char *to, ptrdiff_t stride, const char *source, ptrdiff_t width,

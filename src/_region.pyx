@@ -1,9 +1,9 @@
 """The parallel region: one call is one region, in which every thread walks through layers, directions and time."""
 
 from rnn_core._backward cimport BackPass, backward_pass
-from rnn_core._forward cimport Pass, forward_span
+from rnn_core._forward cimport Pass, forward_chunks
 from rnn_core._kernels cimport *
-from rnn_core._plan cimport Batch, Team, View, meet, rc_stop_asked, rc_stop_init, rows_at, share, token
+from rnn_core._plan cimport Batch, Team, View, clear_padding, meet, rc_stop_asked, rc_stop_init, rows_at, share, token
 from rnn_core._runtime cimport barrier_init, fp_begin, fp_end, raise_pending, run_prepared
 from rnn_core._variants cimport multiply_rows
 
@@ -64,6 +64,17 @@ cdef void apply_mask(const rc_kernels *k, const Batch *b, const View *mask, cons
                           rows_at(token(to, b, t, m), 0), 1, n)
 
 
+cdef void clear_outputs(Call *call, const Team *team) noexcept nogil:
+    """Zeros past the ends of the sequences, where the caller's arrays are padded."""
+    cdef Pass *p
+    cdef int i
+    for i in range(call.layers * call.directions):
+        p = &call.passes[i]
+        clear_padding(&p.y, call.batch, p.d.out * p.kernels.itemsize, team)
+        clear_padding(&p.all_h, call.batch, p.d.out * p.kernels.itemsize, team)
+        clear_padding(&p.all_c, call.batch, p.d.units * p.kernels.itemsize, team)
+
+
 cdef void forward_task(void *context, int rank, int size) noexcept nogil:
     cdef Call *call = <Call *>context
     cdef Batch *b = call.batch
@@ -71,11 +82,11 @@ cdef void forward_task(void *context, int rank, int size) noexcept nogil:
     cdef Pass *p
     cdef int layer, i, first, own_directions = prepare_teams(call, rank, size, &all, &part, &first)
     cdef Team *own = &all if own_directions == call.directions else &part  # a team counts its barriers in one place
-    cdef ptrdiff_t begin, end, span = call.chunk if call.directions == 1 else b.steps
+    cdef ptrdiff_t chunk = 0, after, begin, end
     cdef void **pointers = call.pointers + rank * call.pointers_each
-    begin = 0
-    while begin < b.steps:
-        end = min(begin + span, b.steps)
+    while chunk < call.chunks.count:
+        after = chunk + 1 if call.directions == 1 else call.chunks.count
+        begin, end = call.chunks.begin[chunk], call.chunks.begin[after]
         for layer in range(call.layers):
             for i in range(own_directions):
                 p = &call.passes[layer * call.directions + first + i]
@@ -83,7 +94,7 @@ cdef void forward_task(void *context, int rank, int size) noexcept nogil:
                     p.y.origin = b.first[begin]     # inference keeps one span of an inner layer's outputs
                 if layer and p.x.sequence == NULL and p.saved == NULL and call.directions == 1:
                     p.x.origin = b.first[begin]
-                forward_span(p, b, own, begin, end, call.chunk, pointers)
+                forward_chunks(p, b, own, &call.chunks, chunk, after, pointers)
             if meet(&all):
                 return
             if call.masks != NULL and layer + 1 < call.layers:
@@ -92,7 +103,8 @@ cdef void forward_task(void *context, int rank, int size) noexcept nogil:
                            call.directions * p.d.out, begin, end, &all)
                 if meet(&all):
                     return
-        begin = end
+        chunk = after
+    clear_outputs(call, &all)
 
 
 cdef void backward_task(void *context, int rank, int size) noexcept nogil:
@@ -105,13 +117,14 @@ cdef void backward_task(void *context, int rank, int size) noexcept nogil:
     for layer in range(call.layers - 1, -1, -1):
         for d in range(call.directions):
             p = &call.back[layer * call.directions + d]
-            if backward_pass(p, b, &all, call.chunk, pointers):
+            if backward_pass(p, b, &all, &call.chunks, pointers):
                 return
         if call.masks != NULL and layer:
             p = &call.back[layer * call.directions]
             apply_mask(call.kernels, b, &call.masks[layer - 1], &p.dx, &p.dx, p.d.inputs, 0, b.steps, &all)
             if meet(&all):
                 return
+    clear_padding(&call.back.dx, b, call.back.d.inputs * call.kernels.itemsize, &all)
 
 
 cdef void prepare_call(void *context, int size) noexcept nogil:
@@ -129,7 +142,7 @@ cdef void run_team(Call *call, task work, int threads) noexcept nogil:
 
 cdef int run_call(Call *call, task work, int threads, double multiplications) except -1:
     """The whole call, without the GIL unless it is over before another thread could make use of it."""
-    call.look_every = <int>min(STEPS_A_LOOK, 1 + WORTH_A_LOOK / (1 + multiplications / call.batch.steps))
+    call.look_every = <int>min(STEPS_A_LOOK, 1 + WORTH_A_LOOK / (1 + multiplications / max(1, call.batch.steps)))
     if multiplications < WORTH_RELEASING:
         run_team(call, work, threads)
     else:

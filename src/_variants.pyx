@@ -137,7 +137,7 @@ cdef class Variants:
         cdef Block memory
         cdef ptrdiff_t m
         cdef char *data
-        v.sequence, v.step, v.base, v.row, v.origin = NULL, 0, NULL, 0, 0
+        v.sequence, v.step, v.steps, v.base, v.row, v.origin = NULL, 0, 0, NULL, 0, 0
         if arrays is not None:
             memory = block(padded(b.rows, sizeof(char *)))
             self.blocks.append(memory)
