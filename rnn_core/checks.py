@@ -65,6 +65,8 @@ def _shape_text(shape: Sequence[int | str]) -> str:
 
 def _match(name: str, found: tuple[int, ...], shape: Sequence[int | str]) -> None:
     """Raise unless `found` fits `shape`, whose strings name free sizes (the same name, the same size)."""
+    if found == shape:
+        return
     sizes: dict[str, int] = {}
     fits = len(found) == len(shape)
     for got, want in zip(found, shape):
@@ -85,7 +87,8 @@ def floats(name: str, x: ArrayLike, dtype: Any, shape: Sequence[int | str]) -> N
     if x.dtype != wanted:
         raise TypeError(f"{name}: expected dtype {wanted.name}, got {x.dtype}")
     _match(name, x.shape, shape)
-    return np.require(x, wanted, ("C", "A"))
+    flags = x.flags
+    return x if flags.c_contiguous and flags.aligned else np.require(x, wanted, ("C", "A"))
 
 
 def rank(name: str, x: Any) -> int:

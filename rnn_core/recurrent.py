@@ -63,7 +63,7 @@ class Recurrent(Module):
     zoneout: float
     layer_norm: bool
     _has_c = False
-    _transient: tuple[str, ...] = ("_packed", "_stepper")
+    _transient: tuple[str, ...] = ("_packed", "_stepper", "_gradients")
 
     def __init__(
         self,
@@ -101,6 +101,7 @@ class Recurrent(Module):
         self._network: Network | None = None
         self._packed: tuple[tuple[int, ...], Any] | None = None
         self._stepper: Stepper | None = None
+        self._gradients: list[tuple[Array | None, ...]] | None = None
         self._is_one_cell = len(self._names) == 1 and not self.proj_size and not self.layer_norm
 
     def _cell(self) -> str:
@@ -144,6 +145,11 @@ class Recurrent(Module):
 
     def _arrays(self, of: dict[str, Array]) -> list[tuple[Array | None, ...]]:
         return [tuple(None if name is None else of[name] for name in names) for names in self._names]
+
+    def _gradient_arrays(self) -> list[tuple[Array | None, ...]]:
+        if self._gradients is None:
+            self._gradients = self._arrays({name: self._grad(name) for name in self._buffers})
+        return self._gradients
 
     def _versions(self) -> tuple[int, ...]:
         return tuple([buffer.version for buffer in self._buffers.values()])
@@ -309,7 +315,8 @@ class Recurrent(Module):
     def _draw(self, source: Sequences, masks: list[Array] | None) -> variants.Masks:
         """The masks of the variants for this call, which ends the drawing of its random numbers."""
         drawn = variants.draw(self, source.steps, source.batch)
-        self.calls += bool(masks or drawn)
+        if masks or drawn:
+            self.calls += 1
         return drawn
 
     def backward(self, tape: Tape, dy: Any, dstate: State = None, *, need_dx: bool = True) -> Any:
@@ -324,7 +331,7 @@ class Recurrent(Module):
         self._check_tape(tape)
         source = tape.source
         dx = source.empty_input(self.input_size) if need_dx else None
-        grads = self._arrays({name: self._grad(name) for name in self._buffers})
+        grads = self._gradient_arrays()
         found = variants.gradient_arrays(grads, tape.variant_masks)
         dy = source.gradient(dy, self._directions * self._out)
         if isinstance(tape, recompute.Checkpoints):
