@@ -21,6 +21,7 @@ cdef extern from "kernels.h" nogil:
         void *c
         ptrdiff_t c_stride, rows, n, m_begin, m_end
         void *columns
+        const rc_outer *beside
     cdef enum:
         RC_OUTER_LARGE
     cdef enum rc_cell:

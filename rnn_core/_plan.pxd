@@ -197,7 +197,14 @@ cdef inline rc_gemm product_job(const rc_kernels *kernels, const rc_shape *shape
 cdef void multiply(const rc_kernels *kernels, const rc_shape *shape, const void *packed, const void *bias,
                    bint accumulate, bint padded, rc_rows a, rc_rows c, ptrdiff_t n) noexcept nogil
 # c[m] += the sum over k of a[k][m] x[k], for m in [begin, end): a (rows, m) with one stride, x (rows, n), c (m, n);
-# `columns`: scratch that makes large ones faster (kernels.h, rc_outer)
+# `columns`: scratch that makes large ones faster (kernels.h, rc_outer). A caller may put another such product beside.
+cdef inline rc_outer outer_job(rc_rows a, rc_rows x, ptrdiff_t rows, ptrdiff_t n, void *c, ptrdiff_t c_stride,
+                               ptrdiff_t begin, ptrdiff_t end, void *columns) noexcept nogil:
+    cdef rc_outer job
+    job.a, job.x, job.rows, job.n, job.c, job.c_stride = a, x, rows, n, c, c_stride
+    job.m_begin, job.m_end, job.columns, job.beside = begin, end, columns, NULL
+    return job
+
 cdef void add_outer(const rc_kernels *kernels, rc_rows a, rc_rows x, ptrdiff_t rows, ptrdiff_t n, void *c,
                     ptrdiff_t c_stride, ptrdiff_t begin, ptrdiff_t end, void *columns=*) noexcept nogil
 # gate rows <- W a + b of n rows

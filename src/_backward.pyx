@@ -11,7 +11,8 @@ from rnn_core._dense cimport dense_of
 from rnn_core._kernels cimport *
 from rnn_core._norms cimport hat_at, normalise_back, normalise_cell_back
 from rnn_core._plan cimport LN_C, LN_HH, LN_IH, Batch, Chunks, Segment, Team, View, add_outer, from_row, gates_of, \
-    interrupted, meet, meet_if_shared_anew, product_job, rows_after, rows_at, rows_by, share, share_rows, token, whole
+    interrupted, meet, meet_if_shared_anew, outer_job, product_job, rows_after, rows_at, rows_by, share, share_rows, \
+    token, whole
 from rnn_core._variants cimport add_product, add_rows, copy_rows, is_view, multiply_rows, split_rows
 
 
@@ -221,14 +222,14 @@ cdef bint step_back(BackPass *p, const Batch *b, const Part *part, Team *team, p
 # ------------------------------------------------------------------------------------------- products over a chunk
 
 
-cdef void weight_gradient(const BackPass *p, char *dz, char *dw, const Segment *segment, rc_rows x, ptrdiff_t columns,
-                          ptrdiff_t rows, const Team *team) noexcept nogil:
+cdef rc_outer gradient_job(const BackPass *p, char *dz, char *dw, const Segment *segment, rc_rows x,
+                           ptrdiff_t columns, ptrdiff_t rows, const Team *team) noexcept nogil:
     """dw[segment.row : + count] += dz[:, segment.column : + count]^T x, this thread taking a part of the gates."""
     cdef size_t itemsize = p.kernels.itemsize
     cdef ptrdiff_t begin, end
     share(segment.count, team.rank, team.size, &begin, &end)
-    add_outer(p.kernels, rows_at(dz + segment.column * itemsize, p.dz_row), x, rows, columns,
-              dw + segment.row * columns * itemsize, columns, begin, end, team.columns)
+    return outer_job(rows_at(dz + segment.column * itemsize, p.dz_row), x, rows, columns,
+                     dw + segment.row * columns * itemsize, columns, begin, end, team.columns)
 
 
 cdef void sum_columns(const BackPass *p, rc_rows dz, const rc_rows *factors, char *db, const Segment *segment,
@@ -267,28 +268,27 @@ cdef void norm_gradients(const BackPass *p, const Batch *b, const Team *team, pt
                       rows)
 
 
-cdef void input_gradients(BackPass *p, const Batch *b, Team *team, ptrdiff_t begin, ptrdiff_t end, ptrdiff_t rows,
-                          void **pointers) noexcept nogil:
-    """The gradients of x, W and b_ih from steps [begin, end)."""
-    cdef ptrdiff_t t, m, n = 0
-    for t in range(begin, end):
-        for m in range(b.active[t]):
-            pointers[n] = token(&p.x, b, t, m)
-            if p.need_dx:
-                pointers[rows + n] = token(&p.dx, b, t, m)
-            n += 1
-    input_products(p, team, p.dz_ih, rows_by(pointers), rows_by(pointers + rows), rows)
-
-
-cdef void input_products(BackPass *p, Team *team, char *dz, rc_rows x, rc_rows dx, ptrdiff_t rows) noexcept nogil:
-    """dx = dz W, dW += dz^T x, db_ih += sums of dz."""
+cdef void input_products(BackPass *p, Team *team, char *dz, rc_rows x, rc_rows dx, ptrdiff_t rows,
+                         const rc_rows *states, Segment *recurrent) noexcept nogil:
+    """dx = dz W, dW += dz^T x, db_ih += sums of dz. With `states`, dR += dz^T states goes beside where it takes the
+    same columns of dz; `recurrent` is left with those that it does not."""
     cdef size_t itemsize = p.kernels.itemsize
     cdef ptrdiff_t i, first, last
     cdef Part every = all_columns()
+    cdef const Segment *segment
+    cdef rc_outer of_w, of_r
     for i in range(p.d.inputs_count):
+        segment = &p.d.input[i]
         if p.dw != NULL:
-            weight_gradient(p, dz, p.dw, &p.d.input[i], x, p.d.inputs, rows, team)
-        sum_columns(p, rows_at(dz, p.dz_row), NULL, p.db_ih, &p.d.input[i], rows, team.rank, team.size)
+            of_w = gradient_job(p, dz, p.dw, segment, x, p.d.inputs, rows, team)
+            if states != NULL and segment.column == recurrent.column:
+                of_r = gradient_job(p, dz, p.dr, segment, states[0], p.d.out, rows, team)
+                of_w.beside = &of_r
+                recurrent.column += segment.count
+                recurrent.row += segment.count
+                recurrent.count -= segment.count
+            p.kernels.outer(&of_w)
+        sum_columns(p, rows_at(dz, p.dz_row), NULL, p.db_ih, segment, rows, team.rank, team.size)
     if p.need_dx:
         share(rows, team.rank, team.size, &first, &last)
         product(p, &p.d.wt, p.d.wt_packed, from_row(dz, p.dz_row, first, itemsize), rows_after(dx, first, itemsize),
@@ -309,24 +309,47 @@ cdef void add_to_sums(BackPass *p, const Batch *b, const Team *team, ptrdiff_t b
     dense_of(p.kernels).scatter_add(p.sums, places, n, p.dz_row, p.dz_ih, -1, first * line, min(last * line, columns))
 
 
-cdef void recurrent_gradients(BackPass *p, const Batch *b, Team *team, ptrdiff_t begin, ptrdiff_t end, ptrdiff_t rows,
-                              void **pointers) noexcept nogil:
-    """dR += dz^T h_prev (for GRU_RESET_BEFORE's R_n: r*h_prev), db_hh, and dW_hr."""
-    cdef ptrdiff_t lanes = p.kernels.lanes, t, m, n = 0, units = whole(p.d.units, lanes), first, last
-    cdef size_t itemsize = p.kernels.itemsize
+cdef void chunk_gradients(BackPass *p, const Batch *b, Team *team, ptrdiff_t begin, ptrdiff_t end, ptrdiff_t rows,
+                          void **pointers) noexcept nogil:
+    """The gradients of x, the weights and the biases from steps [begin, end) of `rows` tokens. Where dz is summed up
+    first, the input's follow once the pass is done."""
+    cdef ptrdiff_t t, m, n = 0
+    cdef void **h = pointers + 2 * rows
+    cdef Segment rest = p.d.recurrent[0]
+    cdef rc_rows states = rows_by(h)
+    cdef bint beside = p.dr != NULL and p.dz_ih == p.dz_hh
+    cdef rc_outer job
+    if p.sums != NULL:
+        add_to_sums(p, b, team, begin, end, <int64_t *>pointers)
     for t in range(begin, end):
         for m in range(b.active[t]):
-            pointers[n] = state_before(p, b, t, m)
+            if p.sums == NULL:
+                pointers[n] = token(&p.x, b, t, m)
+            if p.sums == NULL and p.need_dx:
+                pointers[rows + n] = token(&p.dx, b, t, m)
+            h[n] = state_before(p, b, t, m)
             n += 1
-    cdef rc_rows states = rows_by(pointers), dz = rows_at(p.dz_hh, p.dz_row)
     if p.variant != NULL and p.variant.drop != NULL:
-        states = rows_at(p.variant.states, whole(p.d.out, lanes))
-    if p.dr != NULL:
-        weight_gradient(p, p.dz_hh, p.dr, &p.d.recurrent[0], states, p.d.out, rows, team)
-    sum_columns(p, dz, NULL, p.db_hh, &p.d.recurrent[0], rows, team.rank, team.size)
-    if p.d.recurrent_count == 2:
-        weight_gradient(p, p.dz_hh, p.dr, &p.d.recurrent[1], rows_at(p.resets, units), p.d.out, rows, team)
-        sum_columns(p, dz, NULL, p.db_hh, &p.d.recurrent[1], rows, team.rank, team.size)
+        states = rows_at(p.variant.states, whole(p.d.out, p.kernels.lanes))
+    if p.sums == NULL:
+        input_products(p, team, p.dz_ih, rows_by(pointers), rows_by(pointers + rows), rows,
+                       &states if beside else NULL, &rest)
+    if p.dr != NULL and rest.count:
+        job = gradient_job(p, p.dz_hh, p.dr, &rest, states, p.d.out, rows, team)
+        p.kernels.outer(&job)
+    recurrent_gradients(p, b, team, begin, rows)
+
+
+cdef void recurrent_gradients(BackPass *p, const Batch *b, Team *team, ptrdiff_t begin, ptrdiff_t rows) noexcept nogil:
+    """db_hh; with them dR_n += dz^T (r*h_prev) of GRU_RESET_BEFORE, and dW_hr."""
+    cdef ptrdiff_t i, lanes = p.kernels.lanes, units = whole(p.d.units, lanes), first, last
+    cdef size_t itemsize = p.kernels.itemsize
+    cdef rc_outer job
+    for i in range(p.d.recurrent_count):
+        if i and p.dr != NULL:
+            job = gradient_job(p, p.dz_hh, p.dr, &p.d.recurrent[i], rows_at(p.resets, units), p.d.out, rows, team)
+            p.kernels.outer(&job)
+        sum_columns(p, rows_at(p.dz_hh, p.dz_row), NULL, p.db_hh, &p.d.recurrent[i], rows, team.rank, team.size)
     if p.d.projection and p.dp != NULL:
         share(p.d.out, team.rank, team.size, &first, &last)
         add_outer(p.kernels, rows_at(p.douts, whole(p.d.out, lanes)),
@@ -389,19 +412,15 @@ cdef bint chunk_back(BackPass *p, const Batch *b, Part *part, Team *team, ptrdif
         mask_states(p, b, team, begin, end)
     if meet(team):  # all of dz is there
         return True
-    if p.sums == NULL:
-        input_gradients(p, b, team, begin, end, rows, pointers)
-    else:
-        add_to_sums(p, b, team, begin, end, <int64_t *>pointers)
-    recurrent_gradients(p, b, team, begin, end, rows, pointers)
+    chunk_gradients(p, b, team, begin, end, rows, pointers)
     if p.d.normed:
         norm_gradients(p, b, team, begin, rows)
     return meet(team)  # nobody reads dz any more
 
 
 cdef bint backward_pass(BackPass *p, const Batch *b, Team *team, const Chunks *chunks, void **pointers) noexcept nogil:
-    """This thread's part of one direction's backward pass; `pointers` holds 2 * (chunks.tokens + rows) of them. True
-    when the call is to be left."""
+    """This thread's part of one direction's backward pass; `pointers` holds 3 * chunks.tokens of them. True when the
+    call is to be left."""
     cdef Part part
     cdef ptrdiff_t i, at
     cdef ptrdiff_t panels = (rc_vectors(p.d.units, p.kernels.lanes) + 3) // 4
@@ -415,5 +434,6 @@ cdef bint backward_pass(BackPass *p, const Batch *b, Team *team, const Chunks *c
         if chunk_back(p, b, &part, team, chunks.begin[at], chunks.begin[at + 1], pointers):
             return True
     if p.sums != NULL:
-        input_products(p, team, p.sums, rows_at(p.table, p.d.inputs), rows_at(p.dtable, p.d.inputs), p.table_rows)
+        input_products(p, team, p.sums, rows_at(p.table, p.d.inputs), rows_at(p.dtable, p.d.inputs), p.table_rows, NULL,
+                       NULL)
     return False

@@ -103,6 +103,8 @@ cdef void gemm(real *tag, const rc_gemm *g) noexcept nogil:
 
 cdef void outer(real *tag, const rc_outer *o) noexcept nogil:
     cdef ptrdiff_t row = 0, rows, stride = 0, m = o.m_end - o.m_begin
+    if o.beside != NULL:
+        outer(tag, o.beside)
     while row < o.rows:
         rows = run_of(&o.x, row, o.rows, sizeof(real), &stride)
         if rows > 1 and stride < o.n:

@@ -349,7 +349,7 @@ cdef class Network:
         cdef Block scratch = self.check_out(
             self.backward_bytes(b, chunk, threads) + norms + sums + threads * call.columns_each)
         call.back = <BackPass *>scratch.take(count * sizeof(BackPass))
-        call.pointers_each = 2 * (chunk + b.rows)
+        call.pointers_each = 3 * chunk
         call.pointers = <void **>scratch.take(threads * call.pointers_each * sizeof(void *))
         if call.columns_each:
             call.columns = <char *>scratch.take(threads * call.columns_each)
@@ -385,7 +385,8 @@ cdef class Network:
 
     cdef size_t columns_bytes(self, ptrdiff_t rows) except? 0:
         """Scratch of a thread for the weights' gradients (rc_outer.columns), if any of them is large."""
-        cdef ptrdiff_t most = max(self.inputs, self.directions * self.out, self.units)
+        cdef ptrdiff_t most = whole(max(self.inputs, self.directions * self.out), 16) + whole(self.out, 16)
+        most = max(most, self.units)
         if self.kernels.gemm != kernels_f32().gemm or gates_of(self.cell) * self.units * most < RC_OUTER_LARGE:
             return 0
         return padded(rc_outer_scratch(rows, most), self.kernels.itemsize)
@@ -399,7 +400,7 @@ cdef class Network:
         cdef size_t inner = 2 * padded(b.first[b.steps] * self.directions * self.out, itemsize)
         inner *= self.layers > 1
         return (self.layers * self.directions * each + shared + inner + padded(self.inputs + 2 * units, itemsize)
-                + threads * padded(2 * (chunk + rows), sizeof(void *)) + 4096)
+                + threads * padded(3 * chunk, sizeof(void *)) + 4096)
 
     cdef int set_back_passes(self, Call *call, Tape tape, Block scratch, dy, dhn, dcn, list grads, dx,
                              all_dh, all_dc) except -1:

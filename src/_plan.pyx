@@ -270,9 +270,7 @@ cdef void multiply(const rc_kernels *kernels, const rc_shape *shape, const void 
 
 cdef void add_outer(const rc_kernels *kernels, rc_rows a, rc_rows x, ptrdiff_t rows, ptrdiff_t n, void *c,
                     ptrdiff_t c_stride, ptrdiff_t begin, ptrdiff_t end, void *columns=NULL) noexcept nogil:
-    cdef rc_outer job
-    job.a, job.x, job.rows, job.n, job.c, job.c_stride = a, x, rows, n, c, c_stride
-    job.m_begin, job.m_end, job.columns = begin, end, columns
+    cdef rc_outer job = outer_job(a, x, rows, n, c, c_stride, begin, end, columns)
     kernels.outer(&job)
 
 

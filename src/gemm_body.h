@@ -108,19 +108,34 @@ INLINE ptrdiff_t strip_tail(ptrdiff_t left) {
     return tail < LANES ? tail : LANES;
 }
 
-/* Columns [n, end) of rows [k, k + count) of x, strip after strip: however far apart the rows lie, and whatever their
- * number is a multiple of, the tiles read them in order and aligned. Zeros follow the last column. */
-static void pack_columns(const rc_outer *o, ptrdiff_t k, ptrdiff_t count, ptrdiff_t n, ptrdiff_t end, real *to) {
+/* Four vectors of columns of x, of one side of the product, and where they are packed. */
+typedef struct {
+    const rc_outer *side;
+    ptrdiff_t column, tail; /* the first column, and the elements in the last vector */
+    int vectors;
+    real *packed;
+} strip;
+
+static ptrdiff_t strips_of(const rc_outer *side) { return side ? (side->n + STRIP - 1) / STRIP : 0; }
+
+/* Strip i of both sides. */
+static strip strip_at(const rc_outer *o, ptrdiff_t i, real *packed) {
+    const ptrdiff_t own = strips_of(o);
+    const rc_outer *side = i < own ? o : o->beside;
+    const ptrdiff_t column = (i < own ? i : i - own) * STRIP, left = side->n - column;
+    return (strip){side, column, strip_tail(left), strip_vectors(left), packed};
+}
+
+/* A strip's columns of rows [k, k + count) of x: however far apart the rows lie, and whatever their number is a
+ * multiple of, the tiles read them in order and aligned. Zeros follow the last column. */
+static void pack_strip(const strip *s, ptrdiff_t k, ptrdiff_t count) {
+    real *to = s->packed;
     for (ptrdiff_t i = 0; i < count; i++) {
-        const real *x = row_of(&o->x, k + i), *next = row_of(&o->x, k + (i + AHEAD < count ? i + AHEAD : count - 1));
-        for (ptrdiff_t j = n; j < end; j += STRIP) {
-            const int vectors = strip_vectors(end - j);
-            const ptrdiff_t tail = strip_tail(end - j);
-            real *strip = to + count * (j - n) + i * vectors * LANES;
-            for (int v = 0; v < vectors; v++, strip += LANES) {
-                __builtin_prefetch(next + j + v * LANES);
-                v_store(strip, load_units(x + j + v * LANES, 0, v + 1 < vectors ? LANES : tail));
-            }
+        const ptrdiff_t ahead = i + AHEAD < count ? i + AHEAD : count - 1;
+        const real *x = row_of(&s->side->x, k + i) + s->column, *next = row_of(&s->side->x, k + ahead) + s->column;
+        for (int v = 0; v < s->vectors; v++, to += LANES) {
+            __builtin_prefetch(next + v * LANES);
+            v_store(to, load_units(x + v * LANES, 0, v + 1 < s->vectors ? LANES : s->tail));
         }
     }
 }
@@ -182,38 +197,42 @@ OUTER_ALL(1) OUTER_ALL(2) OUTER_ALL(3) OUTER_ALL(4) OUTER_ALL(5) OUTER_ALL(6)
 static outer_fn *const outer_tiles[][5] = {
     {0}, OUTER_NAMES(1), OUTER_NAMES(2), OUTER_NAMES(3), OUTER_NAMES(4), OUTER_NAMES(5), OUTER_NAMES(6)};
 
-/* C[:, n : end] += A^T X over rows [k, k + count): the columns of x are packed to `x`, a strip of 4 vectors after the
- * other; a few rows of C at a time go through all strips. Where those are many, their columns of a are packed, too: to
- * take a line from every row in each of them costs a tenth of the tiles' speed. */
-static void outer_block(const rc_outer *o, ptrdiff_t k, ptrdiff_t count, ptrdiff_t n, ptrdiff_t end, real *x) {
+/* C += A^T X over rows [k, k + count), for strips [first, last) of x, which are packed to `x`; a few rows of C at a
+ * time go through all strips. Where those are many, their columns of a are packed, too: to take a line from every row
+ * in each of them costs a tenth of the tiles' speed. */
+static void outer_block(const rc_outer *o, ptrdiff_t k, ptrdiff_t count, ptrdiff_t first, ptrdiff_t last, real *x) {
     real packed[RC_OUTER_ROWS * OUTER_ROWS];
-    pack_columns(o, k, count, n, end, x);
+    strip strips[RC_OUTER_COLUMNS / STRIP];
+    const int pack = last - first > 2;
+    for (ptrdiff_t i = 0; i < last - first; i++) {
+        strips[i] = strip_at(o, first + i, x);
+        pack_strip(&strips[i], k, count);
+        x += count * strips[i].vectors * LANES;
+    }
     for (ptrdiff_t m = o->m_begin, rows; m < o->m_end; m += rows) {
         const real *a = (const real *)o->a.base + k * o->a.stride + m;
-        real *c = (real *)o->c + m * o->c_stride;
-        const int pack = end - n > 2 * STRIP;
         rows = o->m_end - m < OUTER_ROWS ? o->m_end - m : OUTER_ROWS;
         if (pack) pack_tile(a, o->a.stride, count, rows, packed);
-        for (ptrdiff_t j = n; j < end; j += STRIP)
-            outer_tiles[rows][strip_vectors(end - j)](pack ? packed : a, pack ? OUTER_ROWS : o->a.stride,
-                                                      x + count * (j - n), count, c + j, o->c_stride,
-                                                      strip_tail(end - j));
+        for (const strip *s = strips; s < strips + (last - first); s++)
+            outer_tiles[rows][s->vectors](pack ? packed : a, pack ? OUTER_ROWS : o->a.stride, s->packed, count,
+                                          (real *)s->side->c + m * s->side->c_stride + s->column, s->side->c_stride,
+                                          s->tail);
     }
 }
 
 /* With memory for it, x comes in blocks that stay in L2, so that a and C are read once a block and not once a strip:
  * a tenth of the time where they lie in L3. */
 static void outer(const rc_outer *o) {
-    _Alignas(64) real strip[RC_OUTER_ROWS * STRIP];
-    const int large = o->columns && (o->m_end - o->m_begin) * o->n >= RC_OUTER_LARGE;
-    const ptrdiff_t most = large ? RC_OUTER_COLUMNS : STRIP;
-    const ptrdiff_t strips = (o->n + STRIP - 1) / STRIP, blocks = (o->n + most - 1) / most;
-    const ptrdiff_t each = blocks ? (strips + blocks - 1) / blocks * STRIP : 0; /* columns of a block, evenly */
-    for (ptrdiff_t n = 0; n < o->n; n += each) {
-        const ptrdiff_t end = o->n - n < each ? o->n : n + each;
+    _Alignas(64) real one[RC_OUTER_ROWS * STRIP];
+    const ptrdiff_t n = o->n + (o->beside ? o->beside->n : 0), strips = strips_of(o) + strips_of(o->beside);
+    const int large = o->columns && (o->m_end - o->m_begin) * n >= RC_OUTER_LARGE;
+    const ptrdiff_t most = large ? RC_OUTER_COLUMNS / STRIP : 1, blocks = (strips + most - 1) / most;
+    const ptrdiff_t each = blocks ? (strips + blocks - 1) / blocks : 0; /* strips of a block, evenly */
+    for (ptrdiff_t first = 0; first < strips; first += each) {
+        const ptrdiff_t last = strips - first < each ? strips : first + each;
         for (ptrdiff_t k = 0; k < o->rows; k += RC_OUTER_ROWS)
-            outer_block(o, k, o->rows - k < RC_OUTER_ROWS ? o->rows - k : RC_OUTER_ROWS, n, end,
-                        large ? o->columns : strip);
+            outer_block(o, k, o->rows - k < RC_OUTER_ROWS ? o->rows - k : RC_OUTER_ROWS, first, last,
+                        large ? o->columns : one);
     }
 }
 

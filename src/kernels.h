@@ -54,8 +54,8 @@ typedef struct {
  * without `columns`. */
 #define RC_OUTER_ROWS 256
 #define RC_OUTER_COLUMNS 512
-#define RC_OUTER_LARGE (1 << 17) /* elements of C from which on `columns` pay: more than a small part of L2 */
-typedef struct {
+#define RC_OUTER_LARGE (1 << 16) /* elements of C from which on `columns` pay: more than a small part of L2 */
+typedef struct rc_outer {
     rc_rows a; /* base + stride only */
     rc_rows x;
     void *c;
@@ -63,6 +63,7 @@ typedef struct {
     ptrdiff_t rows, n;
     ptrdiff_t m_begin, m_end;
     void *columns; /* NULL, or scratch of rc_outer_scratch() elements, on a cache line */
+    const struct rc_outer *beside; /* NULL, or an x and c of other n for the same a, which is then read once for both */
 } rc_outer;
 
 enum rc_cell { RC_RNN_TANH, RC_RNN_RELU, RC_LSTM, RC_GRU, RC_GRU_RESET_BEFORE, RC_CELLS };
@@ -184,7 +185,7 @@ static inline size_t rc_packed_size(const rc_shape *s, ptrdiff_t lanes) {
     return (size_t)rc_row_size(s, lanes) * (size_t)s->k;
 }
 
-/* Elements of rc_outer.columns. */
+/* Elements of rc_outer.columns; n is the sum of whole vectors of 16 of both sides. */
 static inline size_t rc_outer_scratch(ptrdiff_t rows, ptrdiff_t n) {
     const ptrdiff_t columns = n < RC_OUTER_COLUMNS ? rc_vectors(n, 16) * 16 : RC_OUTER_COLUMNS;
     return (size_t)(rows < RC_OUTER_ROWS ? rows : RC_OUTER_ROWS) * (size_t)columns;

@@ -76,7 +76,7 @@ static void products(const rc_kernels *k, ptrdiff_t n, ptrdiff_t m, ptrdiff_t de
     }
     rc_rows a = rows(m, n + OUT), x = apart(m, depth);
     void *c = array(n * depth), *sum = array(n);
-    rc_outer job = {a, x, c, depth, m, depth, 0, n, NULL};
+    rc_outer job = {a, x, c, depth, m, depth, 0, n, NULL, NULL};
     k->outer(&job);
     rc_rows factors = apart(m, n);
     k->column_sums(&a, NULL, m, sum, 0, n);
@@ -84,23 +84,27 @@ static void products(const rc_kernels *k, ptrdiff_t n, ptrdiff_t m, ptrdiff_t de
     drop(a, m), drop(x, m), drop(factors, m), free(c), free(sum);
 }
 
-/* A gradient large enough for `columns`: the bits are the same without them. */
+/* A gradient large enough for `columns`, and one beside it: the bits are the same without them. */
 static void large_gradient(const rc_kernels *k)
 {
-    const ptrdiff_t m = 521, n = 523, tokens = 300;
-    rc_rows a = rows(tokens, m), x = apart(tokens, n);
-    const size_t bytes = (size_t)(m * n) * itemsize;
-    void *c = array(m * n), *with = array(m * n), *columns = NULL;
-    if (posix_memalign(&columns, 64, rc_outer_scratch(tokens, n) * itemsize))
+    const ptrdiff_t m = 521, n = 523, other = 75, tokens = 300;
+    rc_rows a = rows(tokens, m), x = apart(tokens, n), y = apart(tokens, other);
+    void *c = array(m * n), *with = array(m * n), *d = array(m * other), *beside = array(m * other), *columns = NULL;
+    if (posix_memalign(&columns, 64, rc_outer_scratch(tokens, n + 5 + other + 5) * itemsize))
         exit(2);
-    rc_outer job = {a, x, c, n, tokens, n, 1, m, NULL}, large = {a, x, with, n, tokens, n, 1, m, columns};
+    rc_outer job = {a, x, c, n, tokens, n, 1, m, NULL, NULL};
+    rc_outer second = {a, y, d, other, tokens, other, 1, m, NULL, NULL};
+    rc_outer next = {a, y, beside, other, tokens, other, 1, m, NULL, NULL};
+    rc_outer large = {a, x, with, n, tokens, n, 1, m, columns, &next};
     k->outer(&job);
+    k->outer(&second);
     k->outer(&large);
-    if (memcmp(c, with, bytes)) {
-        printf("%s: a large gradient has other bits with columns\n", k->name);
+    if (memcmp(c, with, (size_t)(m * n) * itemsize) || memcmp(d, beside, (size_t)(m * other) * itemsize)) {
+        printf("%s: a large gradient has other bits with columns, or beside another one\n", k->name);
         exit(1);
     }
-    drop(a, tokens), drop(x, tokens), free(c), free(with), free(columns);
+    drop(a, tokens), drop(x, tokens), drop(y, tokens);
+    free(c), free(with), free(d), free(beside), free(columns);
 }
 
 static void cell(const rc_kernels *k, enum rc_cell kind, ptrdiff_t units, ptrdiff_t m)
