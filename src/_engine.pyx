@@ -30,8 +30,8 @@ CELLS = {"rnn_tanh": RC_RNN_TANH, "rnn_relu": RC_RNN_RELU, "lstm": RC_LSTM, "gru
 LAYOUTS = {"time_major": TIME_MAJOR, "batch_first": BATCH_FIRST, "concatenated": CONCATENATED,
            "packed": PACKED}  # as torch's PackedSequence: our compact rows, of sequences from the longest down
 
-# What one core should find in its cache: the gates of a chunk of steps (forward), and the tokens whose weight
-# gradients are summed at once (backward).
+# What one core should find in its cache: the gates of a chunk of steps (forward, for each thread), and the tokens whose
+# weight gradients are summed at once (backward).
 cdef enum:
     CHUNK_BYTES = 1 << 20
     CHUNK_LEAST = 128
@@ -178,10 +178,10 @@ cdef class Network:
 
     # -- forward
 
-    cdef ptrdiff_t projected_tokens(self) noexcept:
-        """Tokens to project at once."""
+    cdef ptrdiff_t projected_tokens(self, int threads, bint keep) noexcept:
+        """Tokens to project at once; twice as many for a tape, whose gates are on their way to memory anyway."""
         cdef ptrdiff_t row = gates_of(self.cell) * whole(self.units, self.kernels.lanes) * self.kernels.itemsize
-        return max(CHUNK_LEAST, min(CHUNK_MOST, CHUNK_BYTES // row))
+        return max(CHUNK_LEAST, min(CHUNK_MOST, CHUNK_BYTES // row)) * threads * (1 + keep)
 
     cdef size_t forward_bytes(self, const Batch *b, ptrdiff_t chunk, int threads, bint keep) except? 0:
         """`chunk`: tokens."""
@@ -224,7 +224,7 @@ cdef class Network:
         cdef Block plan = block(planned) if keep else self.check_out(planned)
         memset(&call, 0, sizeof(Call))
         plan_batch(b, plan, steps, rows, lengths, order)
-        plan_chunks(&call.chunks, plan, b, self.projected_tokens())
+        plan_chunks(&call.chunks, plan, b, self.projected_tokens(threads, keep))
         cdef ptrdiff_t chunk = call.chunks.tokens, n = b.first[b.steps], hats = n if keep else rows + threads
         cdef size_t norms = self.layers * self.directions * norm_bytes(
             <rc_cell>self.cell, self.units, hats, rows, self.kernels) if weights.directions.normed else 0
