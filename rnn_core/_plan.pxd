@@ -70,7 +70,7 @@ cdef struct Chunks:
 cdef struct View:
     char **sequence
     ptrdiff_t step                     # bytes
-    ptrdiff_t steps                    # of a padded array: more than a sequence may have
+    ptrdiff_t steps                    # of a padded array, whose sequences may end before; else 0
     char *base
     ptrdiff_t row                      # bytes
     ptrdiff_t origin

@@ -43,11 +43,6 @@ class Checkpoints:
     order: NDArray[np.int64] | None  # of the whole batch, so that a segment adds its tokens up in the same order
 
 
-def segment_steps(steps: int) -> float:
-    """Steps of a segment: a tape keeps about 5 numbers a unit and step, a checkpoint 2 a unit and segment."""
-    return math.sqrt(0.4 * steps)
-
-
 def _time(array: Array, source: Sequences, begin: int, end: int) -> Array:
     """Steps [begin, end) of x or y: a view, which is contiguous where time comes first."""
     return array[:, begin:end] if source.layout == "batch_first" else array[begin:end]
@@ -55,7 +50,8 @@ def _time(array: Array, source: Sequences, begin: int, end: int) -> Array:
 
 def _segments(source: Sequences, ends: NDArray[np.int64]) -> Iterator[Piece]:
     """Each segment; `ends` are the steps where one may end, but for the last."""
-    begin, steps = 0, segment_steps(source.steps)
+    begin = 0
+    steps = math.sqrt(0.4 * source.steps)  # a tape keeps about 5 numbers a unit and step, a checkpoint 2 a unit
     while begin < source.steps:
         later = ends[ends > begin]
         end = int(later[np.argmin(abs(later - begin - steps))]) if len(later) > 1 else source.steps

@@ -30,7 +30,8 @@ cdef struct Part:
 cdef void set_pass(Pass *p, const rc_kernels *kernels, Direction *d, Block memory, const Batch *b, ptrdiff_t tokens,
                    bint keep) except *:
     """The scratch of one direction for chunks of `tokens` tokens; views and tape are set by the caller. Gates that no
-    tape will keep have a buffer."""
+    tape will keep have a buffer, a row for each token of a chunk: where lengths are equal, a thread's rows lie in the
+    same places in every chunk, and where not, the threads meet after each."""
     cdef ptrdiff_t units = whole(d.units, kernels.lanes), out = whole(d.out, kernels.lanes)
     cdef size_t itemsize = kernels.itemsize, gates = rc_row_size(&d.w, kernels.lanes)
     memset(p, 0, sizeof(Pass))
