@@ -12,7 +12,7 @@ cdef struct Call:
     # One forward or backward call, seen by all of its threads.
     const rc_kernels *kernels
     Batch *batch
-    int layers, directions, threads    # threads: the most that take part
+    int layers, directions
     Chunks chunks
     Pass *passes
     BackPass *back

@@ -29,9 +29,9 @@ class Lookup:
     index: NDArray[np.int64]  # rows of the embedding, one for each row of dx: the tokens, or the distinct ones
     rows: Array | None  # (distinct tokens, E): the table's inputs, where the input is places among them
 
-    def zeros(self) -> Array | None:
-        """An array for dx, (distinct tokens, E), where there is a table; zero, since no sequence may have a step."""
-        return None if self.rows is None else np.zeros_like(self.rows)
+    def empty(self) -> Array | None:
+        """An array for dx, (distinct tokens, E), where there is a table."""
+        return None if self.rows is None else np.empty_like(self.rows)
 
     def add_gradient(self, dx: Array) -> None:
         """Add dx, of each row of `index`, into the embedding's gradient."""

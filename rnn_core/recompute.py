@@ -50,8 +50,7 @@ def _time(array: Array, source: Sequences, begin: int, end: int) -> Array:
 
 def _segments(source: Sequences, ends: NDArray[np.int64]) -> Iterator[Piece]:
     """Each segment; `ends` are the steps where one may end, but for the last."""
-    begin = 0
-    steps = math.sqrt(0.4 * source.steps)  # a tape keeps about 5 numbers a unit and step, a checkpoint 2 a unit
+    begin, steps = 0, math.sqrt(0.4 * source.steps)  # a tape keeps 5 numbers a unit and step, a checkpoint 2 a unit
     while begin < source.steps:
         later = ends[ends > begin]
         end = int(later[np.argmin(abs(later - begin - steps))]) if len(later) > 1 else source.steps

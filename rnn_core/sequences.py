@@ -75,7 +75,7 @@ class Sequences:
 
     def empty_input(self, columns: int) -> Array:
         """An array for the gradient of the input: as it is, or with a table of tokens as the table is."""
-        rows = None if self.looked is None else self.looked.zeros()
+        rows = None if self.looked is None else self.looked.empty()
         return self.empty(columns) if rows is None else rows
 
     def input_gradient(self, dx: Array | None) -> Any:

@@ -224,7 +224,7 @@ cdef bint step_back(BackPass *p, const Batch *b, const Part *part, Team *team, p
 
 cdef rc_outer gradient_job(const BackPass *p, char *dz, char *dw, const Segment *segment, rc_rows x,
                            ptrdiff_t columns, ptrdiff_t rows, const Team *team) noexcept nogil:
-    """dw[segment.row : + count] += dz[:, segment.column : + count]^T x, this thread taking a part of the gates."""
+    """The product dw[segment.row : + count] += dz[:, segment.column : + count]^T x, this thread's part of the gates."""
     cdef size_t itemsize = p.kernels.itemsize
     cdef ptrdiff_t begin, end
     share(segment.count, team.rank, team.size, &begin, &end)

@@ -235,7 +235,7 @@ cdef class Network:
         offsets = None
         if code == CONCATENATED:
             offsets = np.concatenate(([0], np.cumsum(lengths[:-1]))) if rows else np.zeros(0, np.int64)
-        call.kernels, call.batch, call.threads = self.kernels, b, threads
+        call.kernels, call.batch = self.kernels, b
         call.layers, call.directions, call.units = self.layers, self.directions, self.by_units(rows, threads)
         call.units = call.units and all_h is None and variant is None
         call.passes = <Pass *>memory.take(self.layers * self.directions * sizeof(Pass))

@@ -51,7 +51,7 @@ typedef struct {
 
 /* C (m, n) += A^T X: A (rows, m) with one stride, X (rows, n), both as the user or a gate buffer holds them. One chain
  * spans RC_OUTER_ROWS rows; the sums of the chains are added to C in ascending order, with the same bits with and
- * without `columns`. */
+ * without `columns`, and alone or beside another. */
 #define RC_OUTER_ROWS 256
 #define RC_OUTER_COLUMNS 512
 #define RC_OUTER_LARGE (1 << 16) /* elements of C from which on `columns` pay: more than a small part of L2 */
@@ -63,7 +63,7 @@ typedef struct rc_outer {
     ptrdiff_t rows, n;
     ptrdiff_t m_begin, m_end;
     void *columns; /* NULL, or scratch of rc_outer_scratch() elements, on a cache line */
-    const struct rc_outer *beside; /* NULL, or an x and c of other n for the same a, which is then read once for both */
+    const struct rc_outer *beside; /* NULL, or one of the same a, rows and m: a is then read once for both */
 } rc_outer;
 
 enum rc_cell { RC_RNN_TANH, RC_RNN_RELU, RC_LSTM, RC_GRU, RC_GRU_RESET_BEFORE, RC_CELLS };
