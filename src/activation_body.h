@@ -71,21 +71,40 @@ INLINE void v_sigmoids(const int n, vf *x) {
     EACH(n) x[i] = v_div(one, v_add(x[i], sum[i]));
 }
 
-/* Near zero a + a^3 P(a^2), P by Moshier (Cephes, tanhf); from 0.625 on 1 - 2 / (1 + e^2a); a = |x|. */
+/* The intervals of a = |x| by v_index(a + 3/4), halves of octaves: a number near the middle, then the coefficients of
+ * tanh a in powers of its distance, in ascending order. From tools/tanh_table.py. */
+#define TANH_SHIFT 0.75f
+#define TANH_END 9.25f /* from here on it is 1 */
+#define TANH_DEGREE 7
+static const float tanh_table[TANH_DEGREE + 2][8] __attribute__((aligned(32))) = {
+    {1.749765e+00f, 2.7503352e+00f, 4.2505774e+00f, 6.250181e+00f, 9.251907e+00f, 0.0e+00f, 4.999708e-01f,
+     1.0001992e+00f},
+    {9.413488e-01f, 9.9186516e-01f, 9.995936e-01f, 9.9999255e-01f, 1.0e+00f, 0.0e+00f, 4.620942e-01f, 7.616778e-01f},
+    {1.1386251e-01f, 1.620351e-02f, 8.1258354e-04f, 1.4900692e-05f, 3.653416e-08f, 1.0e+00f, 7.86469e-01f,
+     4.1984692e-01f},
+    {-1.0718178e-01f, -1.6071698e-02f, -8.12768e-04f, -1.4910677e-05f, -7.56387e-08f, -3.793637e-08f, -3.6342236e-01f,
+     -3.197884e-01f},
+    {6.2941454e-02f, 1.05397105e-02f, 5.413399e-04f, 9.939244e-06f, 2.5481038e-08f, -3.3333048e-01f, -9.422416e-02f,
+     1.0362727e-01f},
+    {-2.3583863e-02f, -5.0967555e-03f, -2.6715468e-04f, -4.909144e-06f, 9.052509e-09f, -7.063165e-05f, 1.6464396e-01f,
+     2.7696086e-02f},
+    {3.7187245e-03f, 1.9032272e-03f, 1.0675399e-04f, 1.9673985e-06f, 4.0504986e-09f, 1.3412142e-01f, -2.7066194e-02f,
+     -4.631942e-02f},
+    {2.3959333e-03f, -5.4554065e-04f, -4.0624924e-05f, -7.5900226e-07f, -5.4232925e-09f, -4.2305854e-03f,
+     -4.9412783e-02f, 1.8099826e-02f},
+    {-2.0564413e-03f, 1.0084727e-04f, 1.1269549e-05f, 2.1417546e-07f, 7.4634243e-10f, -4.4493448e-02f, 2.6188053e-02f,
+     3.0054417e-03f},
+};
+
 INLINE void v_tanhs(const int n, vf *x) {
-    static const float near[] = {2.06390887954e-2f, -5.37397155531e-2f, 1.33314422036e-1f, -3.33332819422e-1f};
-    const vf one = v_set1(1.0f);
-    vf far[SIDE_BY_SIDE], scale[SIDE_BY_SIDE], poly[SIDE_BY_SIDE];
-    EACH(n) far[i] = v_min(v_set1(40.0f), v_abs(v_add(x[i], x[i])));
-    exp_parts(n, far, scale);
-    EACH(n) scale[i] = v_pow2(scale[i]);
-    EACH(n) far[i] = v_fma(scale[i], far[i], v_add(scale[i], one));
-    EACH(n) far[i] = v_sub(one, v_div(v_set1(2.0f), far[i]));
-    EACH(n) poly[i] = v_set1(-5.70498872745e-3f);
-    UNROLL for (int d = 0; d < 4; d++) EACH(n) poly[i] = v_fma(poly[i], v_mul(x[i], x[i]), v_set1(near[d]));
-    EACH(n) poly[i] = v_fma(v_mul(v_abs(x[i]), v_mul(x[i], x[i])), poly[i], v_abs(x[i]));
-    EACH(n) far[i] = v_lt(v_abs(x[i]), v_set1(0.625f), poly[i], far[i]);
-    EACH(n) x[i] = v_copysign(far[i], x[i]);
+    vf t[SIDE_BY_SIDE], p[SIDE_BY_SIDE];
+    vi at[SIDE_BY_SIDE];
+    EACH(n) t[i] = v_min(v_set1(TANH_END), v_abs(x[i]));
+    EACH(n) at[i] = v_index(v_add(t[i], v_set1(TANH_SHIFT)));
+    EACH(n) t[i] = v_sub(t[i], v_look_up(tanh_table[0], at[i]));
+    EACH(n) p[i] = v_look_up(tanh_table[TANH_DEGREE + 1], at[i]);
+    UNROLL for (int d = TANH_DEGREE; d > 0; d--) EACH(n) p[i] = v_fma(p[i], t[i], v_look_up(tanh_table[d], at[i]));
+    EACH(n) x[i] = v_copysign(p[i], x[i]);
 }
 
 /* e^x for x <= 0, with the bits of v_exp and two thirds of its work: 2^n needs no second factor. */

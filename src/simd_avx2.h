@@ -38,6 +38,9 @@ static inline vf v_exponent(vf a) {
     __m256i e = _mm256_srli_epi32(_mm256_castps_si256(v_abs(a)), 23);
     return _mm256_cvtepi32_ps(_mm256_sub_epi32(e, _mm256_set1_epi32(127)));
 }
+typedef __m256i vi;
+static inline vi v_index(vf a) { return _mm256_srli_epi32(_mm256_castps_si256(a), 22); }
+static inline vf v_look_up(const real *table, vi i) { return _mm256_permutevar8x32_ps(_mm256_load_ps(table), i); }
 static inline vf v_lt(vf a, vf b, vf x, vf y) { return _mm256_blendv_ps(y, x, _mm256_cmp_ps(a, b, _CMP_LT_OQ)); }
 static inline vf v_copysign(vf mag, vf sgn) {
     vf sign = _mm256_set1_ps(-0.0f);

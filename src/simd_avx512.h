@@ -35,6 +35,11 @@ static inline vf v_neg(vf a) {
 }
 static inline vf v_pow2(vf n) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(n), 23)); }
 static inline vf v_exponent(vf a) { return _mm512_getexp_ps(a); }
+typedef __m512i vi;
+static inline vi v_index(vf a) { return _mm512_srli_epi32(_mm512_castps_si512(a), 22); }
+static inline vf v_look_up(const real *table, vi i) {
+    return _mm512_permutexvar_ps(i, _mm512_broadcast_f32x8(_mm256_load_ps(table)));
+}
 static inline vf v_lt(vf a, vf b, vf x, vf y) {
     return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), y, x);
 }

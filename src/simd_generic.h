@@ -24,4 +24,19 @@ static inline vf v_pow2(vf n) {
     return n;
 }
 
+typedef struct {
+    uint32_t lane[LANES];
+} vi;
+static inline vi v_index(vf a) {
+    vi i;
+    memcpy(i.lane, a.lane, sizeof i.lane);
+    EACH_LANE i.lane[l] = i.lane[l] >> 22 & 7;
+    return i;
+}
+static inline vf v_look_up(const real *table, vi i) {
+    vf r;
+    EACH_LANE r.lane[l] = table[i.lane[l]];
+    return r;
+}
+
 #endif

@@ -6,6 +6,8 @@
  *   v_max(a, b) / v_min(a, b)             b where the two are unordered, so NaN passes when it stands second
  *   v_pow2(n + EXPONENT_ZERO)             2^n for an integral n within the exponent's range (float only)
  *   v_exponent(a)                         floor(log2 |a|) for a normal a
+ *   v_index(a), v_look_up(table, i)       of a table of 8 the entry that the lowest two bits of a's exponent and the
+ *                                         upper one of its mantissa say; on 32 bytes' boundary (float only)
  *   v_lt(a, b, x, y)                      a < b ? x : y
  *   v_copysign(mag, sgn)                  |mag| with the sign of sgn
  */
