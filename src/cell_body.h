@@ -203,12 +203,10 @@ INLINE void step_start(enum kind kind, const rc_step *s, ptrdiff_t row, ptrdiff_
     }
 }
 
-/* The cell on a finished tile of rows x panels; z[v * tiles + i] is vector v of the i-th, rows of a panel side by side.
- * Not inlined, so that each cell's code stands once and not once for each shape of a tile; z comes through the stack,
- * in L1. */
-static __attribute__((noinline)) void step_finish(const rc_step *job, ptrdiff_t row, ptrdiff_t panel, int rows,
-                                                  int panels, int vectors, vf *z) {
-    const rc_step own = *job, *const s = &own; /* a copy that no store can reach: its fields are read once */
+/* The cell on finished rows x panels; z[v * tiles + i] is vector v of the i-th, rows of a panel side by side. */
+static __attribute__((noinline)) void step_finish(const void *job, ptrdiff_t row, ptrdiff_t panel, int rows, int panels,
+                                                  int vectors, vf *z) {
+    const rc_step own = *(const rc_step *)job, *const s = &own; /* a copy that no store can reach: its fields are read once */
     const int tiles = rows * panels;
 #define EACH_TILE for (int p = 0, i = 0; p < panels; p++) for (int r = 0; r < rows; r++, i++)
 #define ROW row + r
@@ -248,8 +246,9 @@ static __attribute__((noinline)) void step_finish(const rc_step *job, ptrdiff_t 
 
 static void step(const rc_step *s) {
     const rc_rows *from = s->phase ? &s->reset : &s->h_prev;
-    const product g = {&s->shape, s->packed, from, s, s->row_begin, s->row_end, s->panel_begin, s->panel_end, s->chains,
-                       s->backwards};
+    vf z[WAITING_TILES * TILE_VECTORS];
+    product g = {&s->shape, s->packed, from, s, s->row_begin, s->row_end, s->panel_begin, s->panel_end, s->chains,
+                 s->backwards, z, 0, 0};
     switch (s->cell) {
     case RC_LSTM: run(LSTM, &g); break;
     case RC_GRU: run(GRU, &g); break;

@@ -77,21 +77,26 @@ INLINE void tile_start(enum kind kind, const void *job, ptrdiff_t row, ptrdiff_t
     else step_start(kind, job, row, panel, rows, panels, vectors, acc);
 }
 
-INLINE void tile_finish(enum kind kind, const void *job, ptrdiff_t row, ptrdiff_t panel, int rows, int panels,
+INLINE void tile_finish(enum kind kind, const product *g, ptrdiff_t row, ptrdiff_t panel, int rows, int panels,
                         int vectors, vf acc[][4]) {
     if (kind == GEMM) {
-        gemm_finish(job, row, panel, rows, panels, vectors, acc);
+        gemm_finish(g->job, row, panel, rows, panels, vectors, acc);
+        return;
+    }
+    if (g->z_rows) {
+        vf *z = g->z + (row - g->z_row);
+        EACH_VECTOR(p, r, v) z[v * g->z_rows + r] = acc[r][v];
         return;
     }
     const int tiles = rows * panels;
     vf z[4 * MAX_ROWS];
     EACH_VECTOR(p, r, v) z[v * tiles + p * rows + r] = acc[p * rows + r][v];
-    step_finish(job, row, panel, rows, panels, vectors, z);
+    step_finish(g->job, row, panel, rows, panels, vectors, z);
 }
 
 static void gemm(const rc_gemm *job) {
-    const product g = {&job->shape, job->packed, &job->a, job, job->row_begin, job->row_end, job->panel_begin,
-                       job->panel_end, 1, job->backwards};
+    product g = {&job->shape, job->packed, &job->a, job, job->row_begin, job->row_end, job->panel_begin,
+                 job->panel_end, 1, job->backwards, NULL, 0, 0};
     run(GEMM, &g);
 }
 
