@@ -9,13 +9,8 @@ from typing import Any
 from numpy.typing import NDArray
 
 from rnn_core import checks
-from rnn_core._tensors import Tensors
+from rnn_core._tensors import by_dtype
 from rnn_core.optim import gradients
-
-
-def _by_dtype(grads: Mapping[str, NDArray[Any]]) -> list[Tensors]:
-    arrays = gradients(grads)
-    return [Tensors([a for a in arrays if a.dtype == d]) for d in sorted({a.dtype for a in arrays})]
 
 
 def _limit(name: str, value: float) -> float:
@@ -33,7 +28,7 @@ def clip_grad_norm(grads: Mapping[str, NDArray[Any]], max_norm: float) -> float:
     As in PyTorch the factor is min(1, max_norm / (norm + 1e-6)). Where the norm is not finite nothing is scaled, so
     that the optimiser can name the gradient at fault. max_norm may be math.inf, to measure only.
     """
-    limit, lists = _limit("max_norm", max_norm), _by_dtype(grads)
+    limit, lists = _limit("max_norm", max_norm), by_dtype(gradients(grads))
     norm = math.sqrt(sum(tensors.sum_squares() for tensors in lists))
     factor = limit / (norm + 1e-6)
     if math.isfinite(norm) and factor < 1.0:
@@ -45,5 +40,5 @@ def clip_grad_norm(grads: Mapping[str, NDArray[Any]], max_norm: float) -> float:
 def clip_grad_value(grads: Mapping[str, NDArray[Any]], max_value: float) -> None:
     """Cut every element of the gradients to [-max_value, max_value]; NaN stays."""
     limit = _limit("max_value", max_value)
-    for tensors in _by_dtype(grads):
+    for tensors in by_dtype(gradients(grads)):
         tensors.clamp(limit)

@@ -10,8 +10,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from rnn_core import checks
 from rnn_core._parameters import Buffer, door
+from rnn_core._tensors import by_dtype
 
 _CACHE_LINE = 64
+_WORTH_THREADS = 1 << 17  # elements to fill from which on the threads do it together
 _structure = 0  # moves whenever any tree changes, so that flattened dictionaries are made once
 
 
@@ -149,8 +151,12 @@ class Module:
 
     def zero_grad(self) -> None:
         """Set every gradient to zero, in place."""
-        for _, node in self._tree():
-            for grad in node._grads.values():
+        grads = [grad for _, node in self._tree() for grad in node._grads.values()]
+        if sum(grad.size for grad in grads) >= _WORTH_THREADS:
+            for tensors in by_dtype(grads):
+                tensors.zero()
+        else:
+            for grad in grads:
                 grad.fill(0)
 
     def num_parameters(self) -> int:

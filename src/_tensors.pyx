@@ -4,6 +4,7 @@ Private: the Python modules above have checked every array (C-contiguous, one dt
 """
 
 from libc.stdlib cimport calloc, free
+from libc.string cimport memset
 
 cimport numpy as cnp
 
@@ -65,6 +66,10 @@ cdef void clamp_step(const Pass *p, const Chunk *c, Py_ssize_t i) noexcept nogil
     p.kernels.clamp(at(p.start, p, c), c.size, p.number)
 
 
+cdef void zero_step(const Pass *p, const Chunk *c, Py_ssize_t i) noexcept nogil:
+    memset(at(p.start, p, c), 0, c.size * p.itemsize)
+
+
 cdef void update_step(const Pass *p, const Chunk *c, Py_ssize_t i) noexcept nogil:
     p.kernels.update(&p.terms, at(p.start, p, c), at(p.state[0], p, c), at(p.state[1], p, c), at(p.state[2], p, c),
                      at(p.state[3], p, c), c.size)
@@ -84,6 +89,10 @@ cdef void scale_task(void *ctx, int rank, int size) noexcept nogil:
 
 cdef void clamp_task(void *ctx, int rank, int size) noexcept nogil:
     own_part(<Pass *> ctx, rank, size, clamp_step)
+
+
+cdef void zero_task(void *ctx, int rank, int size) noexcept nogil:
+    own_part(<Pass *> ctx, rank, size, zero_step)
 
 
 cdef void update_task(void *ctx, int rank, int size) noexcept nogil:
@@ -179,6 +188,12 @@ cdef class Tensors:
         launch(clamp_task, &p, self.elements * 0.1, self.single)
         self._touch()
 
+    def zero(self):
+        """Set every element to zero."""
+        cdef Pass p = self._pass()
+        launch(zero_task, &p, self.elements * 0.1, self.single)
+        self._touch()
+
     def update(self, str kind, dict terms, list state):
         """One optimiser step of every element, in place. state: Tensors of the gradients, then the first, second and
         third state or None, with these arrays' sizes. terms: the fields of rc_update, where not 0."""
@@ -201,3 +216,9 @@ cdef class Tensors:
         if other.single != self.single or [a.size for a in other.arrays] != [a.size for a in self.arrays]:
             raise ValueError("expected gradients and states of the parameters' sizes and dtype")
         return other.start
+
+
+def by_dtype(list arrays):
+    """Tensors of the arrays of each dtype that there is."""
+    cdef list dtypes = sorted({array.dtype for array in arrays})
+    return [Tensors([array for array in arrays if array.dtype == dtype]) for dtype in dtypes]
