@@ -36,6 +36,9 @@ cdef extern from "kernels.h" nogil:
         rc_rows gates, product, h_prev, h_next, c, reset, y, saved, saved_unit
         ptrdiff_t row_begin, row_end, panel_begin, panel_end
         int backwards
+    ctypedef struct rc_sequence:
+        ptrdiff_t count, rows, tape
+        int alternates
     ctypedef struct rc_step_back:
         rc_cell cell
         int phase
@@ -59,6 +62,7 @@ cdef extern from "kernels.h" nogil:
         void (*gemm)(const rc_gemm *) noexcept nogil
         void (*outer)(const rc_outer *) noexcept nogil
         void (*step)(const rc_step *) noexcept nogil
+        void (*steps)(const rc_step *first, const rc_sequence *) noexcept nogil
         void (*step_back)(const rc_step_back *) noexcept nogil
         void (*column_sums)(const rc_rows *, const rc_rows *, ptrdiff_t, void *, ptrdiff_t, ptrdiff_t) noexcept nogil
         void (*norm)(const rc_norm *) noexcept nogil

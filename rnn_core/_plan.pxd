@@ -96,7 +96,7 @@ cdef struct Team:
     char *columns                      # this thread's scratch for large weight gradients (rc_outer), or NULL
 
 cdef bint meet(Team *team) noexcept nogil
-cdef bint interrupted(Team *team) noexcept nogil
+cdef bint interrupted(Team *team, int steps) noexcept nogil
 cdef void share(ptrdiff_t n, int rank, int size, ptrdiff_t *begin, ptrdiff_t *end) noexcept nogil
 
 # The sequences that this thread takes through step t.

@@ -404,7 +404,7 @@ cdef bint chunk_back(BackPass *p, const Batch *b, Part *part, Team *team, ptrdif
         if part.row_end > part.row_begin or team.units:
             if step_back(p, b, part, team, t, b.first[t] - b.first[begin] + part.row_begin, pointers):
                 return True
-        if interrupted(team):
+        if interrupted(team, 1):
             break
     if p.d.cell == RC_GRU_RESET_BEFORE:
         reset_states(p, b, team, begin, end)

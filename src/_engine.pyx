@@ -191,7 +191,7 @@ cdef class Network:
         cdef size_t each = padded(passes, sizeof(Pass)) // passes + 6 * padded(rows * units, itemsize)
         each += (not keep) * padded(chunk * gates, itemsize) + padded(rows * gates, itemsize)
         each += 5 * padded(rows, sizeof(char *))
-        cdef size_t total = passes * (each + 64) + threads * padded(2 * chunk + rows, sizeof(void *))
+        cdef size_t total = passes * (each + 64) + threads * padded(2 * chunk, sizeof(void *))
         if not keep:
             total += self.layers * padded(tokens * self.directions * self.out, itemsize)
         return total + 4096
@@ -242,7 +242,7 @@ cdef class Network:
         if masks is not None:
             call.masks = <View *>memory.take(self.layers * sizeof(View))
         self.set_passes(&call, weights, memory, scratch, keep, x, y, code, steps, offsets, masks, all_h, all_c, table)
-        call.pointers_each = 2 * chunk + rows
+        call.pointers_each = 2 * chunk
         call.pointers = <void **>scratch.take(threads * call.pointers_each * sizeof(void *))
         cdef int i
         for i in range(self.layers * self.directions):

@@ -103,8 +103,9 @@ cdef inline ptrdiff_t enter_step(const Batch *b, const Team *team, ptrdiff_t t, 
 cdef void project_inputs(Pass *p, const Batch *b, Part *part, const Team *team, ptrdiff_t begin, ptrdiff_t end,
                          void **gates, void **pointers) noexcept nogil:
     """W x + b for this thread's tokens of steps [begin, end), in ascending order of time; `gates` gets where each one's
-    gate row is: with a table it is there already, a tape's is computed in its place, others in the chunk's buffer."""
-    cdef ptrdiff_t t, m, n = 0, row = rc_row_size(&p.d.w, p.kernels.lanes) * <ptrdiff_t>p.kernels.itemsize
+    gate row is: with a table it is there already, a tape's is computed in its place, others in the chunk's buffer.
+    `pointers` gets where each one's output goes."""
+    cdef ptrdiff_t n = 0, t, m, row = rc_row_size(&p.d.w, p.kernels.lanes) * <ptrdiff_t>p.kernels.itemsize
     cdef rc_gemm job
     for t in range(begin, end):
         enter_step(b, team, t, part)
@@ -117,13 +118,18 @@ cdef void project_inputs(Pass *p, const Batch *b, Part *part, const Team *team, 
             else:
                 gates[n] = p.gates + (b.first[t] - b.first[begin] + m) * row
             n += 1
-    if p.table != NULL:
-        return
-    job = product_job(p.kernels, &p.d.w, p.d.w_packed, p.d.bias, False, True, rows_by(pointers), rows_by(gates), n)
-    job.panel_begin, job.panel_end = part.gates_begin, part.gates_end
-    p.kernels.gemm(&job)
+    if p.table == NULL:
+        job = product_job(p.kernels, &p.d.w, p.d.w_packed, p.d.bias, False, True, rows_by(pointers), rows_by(gates), n)
+        job.panel_begin, job.panel_end = part.gates_begin, part.gates_end
+        p.kernels.gemm(&job)
     if p.d.normed:
         normalise_inputs(p, b, part, team, begin, end, gates)
+    n = 0
+    for t in range(begin, end):
+        enter_step(b, team, t, part)
+        for m in range(part.row_begin, part.row_end):
+            pointers[n] = token(&p.y, b, t, m)
+            n += 1
 
 
 cdef inline ptrdiff_t hat_row(const Pass *p, const Batch *b, const Part *part, ptrdiff_t t) noexcept nogil:
@@ -143,9 +149,8 @@ cdef void normalise_inputs(Pass *p, const Batch *b, Part *part, const Team *team
         before += n
 
 
-cdef void run_cell(Pass *p, const Batch *b, const Part *part, rc_step *s, ptrdiff_t t, ptrdiff_t done,
-                   bint second) noexcept nogil:
-    """The product and cell of the `done`-th step; `second`: GRU_RESET_BEFORE's n, from r*h. With few rows, which only
+cdef void set_product(const Pass *p, const Part *part, rc_step *s, ptrdiff_t done, bint second) noexcept nogil:
+    """The weights and panels of the `done`-th step; `second`: GRU_RESET_BEFORE's n, from r*h. With few rows, which only
     wait for the weights, every other step takes the panels backwards: it starts with those still in the cache."""
     s.phase, s.backwards = second, done % 2 and s.row_end < FEW_ROWS
     s.shape = p.d.rn if second else p.d.r
@@ -154,6 +159,12 @@ cdef void run_cell(Pass *p, const Batch *b, const Part *part, rc_step *s, ptrdif
     if second:
         s.panel_begin, s.panel_end = part.rn_begin, part.rn_end
     s.chains = p.d.chains if p.d.cell != RC_GRU_RESET_BEFORE else rc_chains(s.shape.gates, s.shape.units)
+
+
+cdef void run_cell(Pass *p, const Batch *b, const Part *part, rc_step *s, ptrdiff_t t, ptrdiff_t done,
+                   bint second) noexcept nogil:
+    """The product and cell of the `done`-th step."""
+    set_product(p, part, s, done, second)
     if p.variant != NULL:
         step_apart(p, b, part, s, t, second)
     else:
@@ -236,10 +247,9 @@ cdef void end_variant(Pass *p, const Batch *b, const Part *part, rc_step *s, ptr
     copy_columns(p, &p.y, b, t, part.row_begin, h, s.row_end, 0, p.d.out)
 
 
-cdef bint one_step(Pass *p, const Batch *b, const Part *part, Team *team, rc_step *s, ptrdiff_t t, ptrdiff_t done,
-                   void **pointers) noexcept nogil:
-    """Step t, the `done`-th of this direction. s.gates is set. True when the call is to be left."""
-    cdef ptrdiff_t lanes = p.kernels.lanes, m, tape = b.first[t] + part.row_begin
+cdef void set_step(Pass *p, const Batch *b, const Part *part, rc_step *s, ptrdiff_t t, ptrdiff_t done) noexcept nogil:
+    """The rows of step t, the `done`-th of this direction; gates and y are set by the caller."""
+    cdef ptrdiff_t lanes = p.kernels.lanes, tape = b.first[t] + part.row_begin
     cdef ptrdiff_t units = whole(p.d.units, lanes), out = whole(p.d.out, lanes)
     cdef size_t itemsize = p.kernels.itemsize
     s.cell, s.bias, s.row_begin, s.row_end = p.d.cell, p.d.bias_n, 0, part.row_end - part.row_begin
@@ -252,15 +262,18 @@ cdef bint one_step(Pass *p, const Batch *b, const Part *part, Team *team, rc_ste
     s.h_next = from_row(p.h[(done + 1) % 2], out, part.row_begin, itemsize)
     s.saved = from_row(p.saved, rc_row_size(&p.d.w, lanes), tape, itemsize)
     s.saved_unit = from_row(p.saved_unit, units, tape, itemsize)
-    s.y = rows_at(NULL, 0)
     if p.d.projection:
         s.h_next = from_row(p.hidden, units, part.row_begin, itemsize)
         if p.saved_hidden != NULL:
             s.h_next = from_row(p.saved_hidden, units, tape, itemsize)
-    elif p.variant == NULL:
-        for m in range(s.row_end):
-            pointers[m] = token(&p.y, b, t, part.row_begin + m)
-        s.y = rows_by(pointers)
+    if p.d.projection or p.variant != NULL:  # what the cell gives is not yet the output
+        s.y = rows_at(NULL, 0)
+
+
+cdef bint one_step(Pass *p, const Batch *b, const Part *part, Team *team, rc_step *s, ptrdiff_t t,
+                   ptrdiff_t done) noexcept nogil:
+    """Step t, the `done`-th of this direction. True when the call is to be left."""
+    cdef ptrdiff_t out = whole(p.d.out, p.kernels.lanes)
     if p.variant != NULL:
         begin_variant(p, part, s)
     run_cell(p, b, part, s, t, done, False)
@@ -283,39 +296,68 @@ cdef bint one_step(Pass *p, const Batch *b, const Part *part, Team *team, rc_ste
     return team.units and meet(team)
 
 
+cdef ptrdiff_t steps_alike(const Pass *p, const Batch *b, const Team *team, ptrdiff_t t, ptrdiff_t most) noexcept nogil:
+    """How many steps from t on, of the same sequences, are nothing but their kernel: one call takes them all, which
+    saves a tiny layer half of its time. At most as many as may pass between two looks for signals."""
+    cdef ptrdiff_t n = 1, onwards = -1 if p.reverse else 1
+    if (team.units or p.variant != NULL or p.product != NULL or p.d.projection or p.d.cell == RC_GRU_RESET_BEFORE
+            or p.all_h.sequence != NULL):
+        return 1
+    most = min(most, team.look_every)
+    while n < most and b.active[t + n * onwards] == b.active[t]:
+        n += 1
+    return n
+
+
+cdef void many_steps(Pass *p, const Batch *b, const Part *part, rc_step *s, ptrdiff_t t, ptrdiff_t done,
+                     ptrdiff_t count) noexcept nogil:
+    """Steps t and those after it, alike and nothing but their kernel."""
+    cdef rc_sequence q
+    q.count, q.rows, q.tape, q.alternates = count, s.row_end, b.active[t], s.row_end < FEW_ROWS
+    if p.reverse:
+        q.rows, q.tape = -q.rows, -q.tape
+    set_product(p, part, s, done, False)
+    p.kernels.steps(s, &q)
+
+
 cdef bint chunk_steps(Pass *p, const Batch *b, Part *part, Team *team, ptrdiff_t begin, ptrdiff_t end,
                       void **gates, void **outputs) noexcept nogil:
-    """The recurrence over steps [begin, end), whose gate rows lie where `gates` say."""
-    cdef ptrdiff_t i, t, n, before = 0
+    """The recurrence over steps [begin, end), whose gate rows and outputs lie where `gates` and `outputs` say."""
+    cdef ptrdiff_t i = 0, t, n, count, done, before = 0
     cdef rc_step s
     if p.reverse:
         for t in range(begin, end):
             before += enter_step(b, team, t, part)
-    for i in range(end - begin):
+    while i < end - begin:
         t = end - 1 - i if p.reverse else begin + i
+        done = b.steps - 1 - t if p.reverse else t
         if meet_if_shared_anew(b, team, t, t + 1 if p.reverse else t - 1):
             return True
         n = enter_step(b, team, t, part)
+        count = steps_alike(p, b, team, t, end - begin - i)
         if p.reverse:
             before -= n
-        s.gates = rows_by(gates + before)
-        if not p.reverse:
-            before += n
-        if (n > 0 or team.units) and one_step(p, b, part, team, &s, t, b.steps - 1 - t if p.reverse else t, outputs):
-            return True
-        if interrupted(team):
+        s.gates, s.y = rows_by(gates + before), rows_by(outputs + before)
+        if n > 0 or team.units:
+            set_step(p, b, part, &s, t, done)
+            if count > 1:
+                many_steps(p, b, part, &s, t, done, count)
+            elif one_step(p, b, part, team, &s, t, done):
+                return True
+        before += -n * (count - 1) if p.reverse else n * count
+        i += count
+        if interrupted(team, count):
             return True
     return False
 
 
 cdef bint forward_chunks(Pass *p, const Batch *b, Team *team, const Chunks *chunks, ptrdiff_t first, ptrdiff_t last,
                          void **pointers) noexcept nogil:
-    """This thread's part of chunks [first, last). `pointers` holds 2 * chunks.tokens + rows of them. True when the call
+    """This thread's part of chunks [first, last). `pointers` holds 2 * chunks.tokens of them. True when the call
     is to be left."""
     cdef Part part
     cdef ptrdiff_t i, at, begin, end
-    cdef void **outputs = pointers + chunks.tokens
-    cdef void **gates = outputs + b.rows
+    cdef void **gates = pointers + chunks.tokens
     panels_of(p, &p.d.w, team, &part.gates_begin, &part.gates_end)
     panels_of(p, &p.d.rn, team, &part.rn_begin, &part.rn_end)
     panels_of(p, &p.d.p, team, &part.out_begin, &part.out_end)
@@ -325,7 +367,7 @@ cdef bint forward_chunks(Pass *p, const Batch *b, Team *team, const Chunks *chun
         project_inputs(p, b, &part, team, begin, end, gates, pointers)
         if p.d.cell == RC_GRU_RESET_BEFORE and team.units and meet(team):  # R_n's panels are others than W's
             return True
-        if chunk_steps(p, b, &part, team, begin, end, gates, outputs):
+        if chunk_steps(p, b, &part, team, begin, end, gates, pointers):
             return True
         if team.meets and not team.units and meet(team):  # now and then, so that all can leave
             return True

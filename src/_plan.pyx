@@ -73,10 +73,11 @@ cdef bint meet(Team *team) noexcept nogil:
     return rc_stop_asked(team.call)
 
 
-cdef bint interrupted(Team *team) noexcept nogil:
-    """Look for signals (the leader), and tell whether this thread may leave its loop now: only where nobody waits."""
+cdef bint interrupted(Team *team, int steps) noexcept nogil:
+    """After so many steps: look for signals (the leader), and tell whether this thread may leave its loop now: only
+    where nobody waits."""
     if team.leader:
-        team.until_look -= 1
+        team.until_look -= steps
         if team.until_look <= 0:
             team.until_look = team.look_every
             if tick(&team.tick) != 0:

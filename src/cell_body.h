@@ -204,9 +204,7 @@ INLINE void step_start(enum kind kind, const rc_step *s, ptrdiff_t row, ptrdiff_
 }
 
 /* The cell on finished rows x panels; z[v * tiles + i] is vector v of the i-th, rows of a panel side by side. */
-static __attribute__((noinline)) void step_finish(const void *job, ptrdiff_t row, ptrdiff_t panel, int rows, int panels,
-                                                  int vectors, vf *z) {
-    const rc_step own = *(const rc_step *)job, *const s = &own; /* a copy that no store can reach: its fields are read once */
+INLINE void finish_cells(const rc_step *s, ptrdiff_t row, ptrdiff_t panel, int rows, int panels, int vectors, vf *z) {
     const int tiles = rows * panels;
 #define EACH_TILE for (int p = 0, i = 0; p < panels; p++) for (int r = 0; r < rows; r++, i++)
 #define ROW row + r
@@ -244,19 +242,73 @@ static __attribute__((noinline)) void step_finish(const void *job, ptrdiff_t row
 #undef PANEL
 }
 
-static void step(const rc_step *s) {
-    const rc_rows *from = s->phase ? &s->reset : &s->h_prev;
-    vf z[WAITING_TILES * TILE_VECTORS];
-    product g = {&s->shape, s->packed, from, s, s->row_begin, s->row_end, s->panel_begin, s->panel_end, s->chains,
-                 s->backwards, z, 0, 0};
+/* Not inlined, so that the cells' code does not stand in every tile. */
+static __attribute__((noinline)) void finish_tile(const void *job, ptrdiff_t row, ptrdiff_t panel, int rows, int panels,
+                                                  int vectors, vf *z) {
+    finish_cells(job, row, panel, rows, panels, vectors, z);
+}
+
+/* Of many rows; `own`: a copy that no store can reach, so that its fields are read once. */
+static __attribute__((noinline)) void finish_panel(const void *job, ptrdiff_t row, ptrdiff_t panel, int rows,
+                                                   int vectors, vf *z) {
+    const rc_step own = *(const rc_step *)job;
+    finish_cells(&own, row, panel, rows, 1, vectors, z);
+}
+
+static enum kind kind_of(const rc_step *s) {
     switch (s->cell) {
-    case RC_LSTM: run(LSTM, &g); break;
-    case RC_GRU: run(GRU, &g); break;
-    case RC_GRU_RESET_BEFORE:
-        if (s->phase == 0) run(GRU_RZ, &g);
-        else run(GRU_N, &g);
-        break;
-    default: run(RNN, &g);
+    case RC_LSTM: return LSTM;
+    case RC_GRU: return GRU;
+    case RC_GRU_RESET_BEFORE: return s->phase ? GRU_N : GRU_RZ;
+    default: return RNN;
+    }
+}
+
+/* The rows after a step, as rc_sequence has them. */
+INLINE void next_step(rc_step *s, const rc_sequence *q) {
+    const rc_rows h = s->h_prev;
+    s->h_prev = s->h_next;
+    s->h_next = h;
+    s->gates.ptr += q->rows;
+    if (s->y.ptr) s->y.ptr += q->rows;
+    if (s->saved.base) s->saved.base = row_of(&s->saved, q->tape);
+    if (s->saved_unit.base) s->saved_unit.base = row_of(&s->saved_unit, q->tape);
+}
+
+/* Field by field in place: a whole struct copied at once would wait for the stores of its fields. */
+INLINE void plan_step(product *g, const rc_step *s, vf *z) {
+    g->shape = &s->shape;
+    g->packed = s->packed;
+    g->a = s->phase ? &s->reset : &s->h_prev;
+    g->job = s;
+    g->row_begin = s->row_begin;
+    g->row_end = s->row_end;
+    g->panel_begin = s->panel_begin;
+    g->panel_end = s->panel_end;
+    g->chains = s->chains;
+    g->backwards = s->backwards;
+    g->z = z;
+    g->z_rows = 0;
+    plan_run(g);
+}
+
+static void step(const rc_step *s) {
+    vf z[WAITING_TILES * TILE_VECTORS];
+    product g;
+    plan_step(&g, s, z);
+    run(kind_of(s), &g);
+}
+
+static void steps(const rc_step *first, const rc_sequence *q) {
+    vf z[WAITING_TILES * TILE_VECTORS];
+    rc_step s = *first;
+    const enum kind kind = kind_of(&s);
+    product g;
+    plan_step(&g, &s, z);
+    for (ptrdiff_t i = 0; i < q->count; i++) {
+        run(kind, &g);
+        next_step(&s, q);
+        g.backwards ^= q->alternates;
     }
 }
 

@@ -91,12 +91,14 @@ INLINE void tile_finish(enum kind kind, const product *g, ptrdiff_t row, ptrdiff
     const int tiles = rows * panels;
     vf z[4 * MAX_ROWS];
     EACH_VECTOR(p, r, v) z[v * tiles + p * rows + r] = acc[p * rows + r][v];
-    step_finish(g->job, row, panel, rows, panels, vectors, z);
+    finish_tile(g->job, row, panel, rows, panels, vectors, z);
 }
 
 static void gemm(const rc_gemm *job) {
-    product g = {&job->shape, job->packed, &job->a, job, job->row_begin, job->row_end, job->panel_begin,
-                 job->panel_end, 1, job->backwards, NULL, 0, 0};
+    product g = {.shape = &job->shape, .packed = job->packed, .a = &job->a, .job = job, .chains = 1,
+                 .row_begin = job->row_begin, .row_end = job->row_end, .panel_begin = job->panel_begin,
+                 .panel_end = job->panel_end, .backwards = job->backwards};
+    plan_run(&g);
     run(GEMM, &g);
 }
 

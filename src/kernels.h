@@ -97,6 +97,15 @@ typedef struct {
     int backwards; /* as in rc_gemm */
 } rc_step;
 
+/* Steps of the same rows that follow each other: the state after one is the state before the next. After each h_prev
+ * and h_next change places, gates and y (both by `ptr`) go on by `rows` pointers, saved and saved_unit by `tape` rows.
+ * Not for GRU_RESET_BEFORE, whose steps have two phases. */
+typedef struct {
+    ptrdiff_t count;
+    ptrdiff_t rows, tape;
+    int alternates; /* every other step takes the panels the other way round */
+} rc_sequence;
+
 /* The pointwise part of one backward step, for some rows and some unit vectors.
  *
  *   dh = dy + dh_next; writes the gradient of the pre-activations, gate after gate, `units` apart:
@@ -154,6 +163,7 @@ typedef struct {
     void (*gemm)(const rc_gemm *);
     void (*outer)(const rc_outer *);
     void (*step)(const rc_step *);
+    void (*steps)(const rc_step *first, const rc_sequence *);
     void (*step_back)(const rc_step_back *);
     /* sum[j] += sum over rows of a[row][j], or of a[row][j] x[row][j] where x is not NULL */
     void (*column_sums)(const rc_rows *a, const rc_rows *x, ptrdiff_t rows, void *sum, ptrdiff_t begin, ptrdiff_t end);

@@ -40,6 +40,7 @@ const rc_kernels KERNELS = {
     .gemm = gemm,
     .outer = outer,
     .step = step,
+    .steps = steps,
     .step_back = step_back,
     .column_sums = column_sums,
     .norm = norm,

@@ -43,6 +43,8 @@ typedef struct {
     ptrdiff_t row_begin, row_end, panel_begin, panel_end;
     int chains;
     int backwards; /* from the last panel to the first */
+    int wide;      /* panels that all rows take side by side; 1 where they fill a tile with one */
+    ptrdiff_t groups, count; /* groups of so many panels, and how often tiles are run: groups and single panels */
     vf *z;         /* of a cell: finished sums of rows [z_row, z_row + z_rows), which wait for their activation */
     ptrdiff_t z_row, z_rows; /* no rows: a tile goes through its cell at once */
 } product;
@@ -60,7 +62,7 @@ INLINE void tile_start(enum kind kind, const void *job, ptrdiff_t row, ptrdiff_t
                        int vectors, vf acc[][4]);
 INLINE void tile_finish(enum kind kind, const product *g, ptrdiff_t row, ptrdiff_t panel, int rows, int panels,
                         int vectors, vf acc[][4]);
-static void step_finish(const void *job, ptrdiff_t row, ptrdiff_t panel, int rows, int panels, int vectors, vf *z);
+static void finish_panel(const void *job, ptrdiff_t row, ptrdiff_t panel, int rows, int vectors, vf *z);
 
 /* acc[r][v] += x[r][i] w[v], w a row of vectors. The shorter side is what stays in registers: of AVX2's sixteen the
  * accumulators leave four. */
@@ -207,7 +209,7 @@ static void begin_rows(enum kind kind, product *g, ptrdiff_t row, ptrdiff_t rows
     g->z_rows = kind == GEMM || tiles == 1 ? 0 : rows;
 }
 static void finish_rows(product *g, ptrdiff_t panel, int vectors) {
-    if (g->z_rows) step_finish(g->job, g->z_row, panel, (int)g->z_rows, 1, vectors, g->z);
+    if (g->z_rows) finish_panel(g->job, g->z_row, panel, (int)g->z_rows, vectors, g->z);
     g->z_rows = 0;
 }
 
@@ -249,27 +251,30 @@ static void run_cut(enum kind kind, const tiles *by_rows, product *g, ptrdiff_t 
     }
 }
 
-/* How many panels of `vectors` vectors all rows take side by side; 1 where they fill a tile with one. */
-static int wide_panels(const product *g, int vectors) {
-    const ptrdiff_t rows = g->row_end - g->row_begin;
-    if (rows > WIDE_ROWS || g->chains > 1) return 1;
-    const ptrdiff_t panels = WIDE_PANELS(rows, vectors);
-    return panels < 1 || rows * panels > MAX_ROWS ? 1 : (int)panels;
+/* How the rows go through the panels: the same for every step of a sequence. */
+static void plan_run(product *g) {
+    const ptrdiff_t rows = g->row_end - g->row_begin, panels = g->panel_end - g->panel_begin;
+    const int full = panel_vectors(g->shape);
+    g->wide = 1;
+    g->groups = 0;
+    g->count = rows > 0 && panels > 0 ? panels : 0; /* a thread may have no part */
+    if (g->count == 0 || rows > WIDE_ROWS || g->chains > 1) return;
+    const ptrdiff_t wide = WIDE_PANELS(rows, full);
+    if (wide < 2 || rows * wide > MAX_ROWS) return;
+    g->wide = (int)wide;
+    g->groups = (vectors_of(g, g->panel_end - 1) != full ? panels - 1 : panels) / wide;
+    g->count = g->groups + panels - g->groups * wide;
 }
 
 /* All panels. Where every other step goes backwards, the panels that one step left in the cache are the first that the
  * next one reads: of weights larger than a cache, what fits stays. */
 static void run(enum kind kind, product *g) {
-    const ptrdiff_t panels = g->panel_end - g->panel_begin;
-    if (panels <= 0 || g->row_end <= g->row_begin) return; /* a thread without a part */
-    const int full = panel_vectors(g->shape), wide = wide_panels(g, full);
-    const ptrdiff_t whole = vectors_of(g, g->panel_end - 1) != full ? panels - 1 : panels;
-    const ptrdiff_t groups = wide > 1 ? whole / wide : 0, count = groups + panels - groups * wide;
-    for (ptrdiff_t i = 0; i < count; i++) {
-        const ptrdiff_t at = g->backwards ? count - 1 - i : i;
-        const ptrdiff_t panel = g->panel_begin + (at < groups ? at * wide : groups * wide + at - groups);
+    for (ptrdiff_t i = 0; i < g->count; i++) {
+        const ptrdiff_t at = g->backwards ? g->count - 1 - i : i;
+        const ptrdiff_t panel = g->panel_begin + (at < g->groups ? at * g->wide : g->groups * (g->wide - 1) + at);
         const tiles *by_rows = all_tiles[kind][vectors_of(g, panel)];
-        if (at < groups) by_rows->wide[g->row_end - g->row_begin](g, panel_of(g, panel), g->row_begin, panel, 0, 0);
+        if (at < g->groups)
+            by_rows->wide[g->row_end - g->row_begin](g, panel_of(g, panel), g->row_begin, panel, 0, 0);
         else if (g->chains > 1) run_cut(kind, by_rows, g, panel);
         else run_panel(kind, by_rows, g, panel);
     }
