@@ -276,7 +276,7 @@ INLINE void next_step(rc_step *s, const rc_sequence *q) {
 }
 
 /* Field by field in place: a whole struct copied at once would wait for the stores of its fields. */
-INLINE void plan_step(product *g, const rc_step *s, vf *z) {
+INLINE void plan_step(enum kind kind, product *g, const rc_step *s, vf *z) {
     g->shape = &s->shape;
     g->packed = s->packed;
     g->a = s->phase ? &s->reset : &s->h_prev;
@@ -289,14 +289,15 @@ INLINE void plan_step(product *g, const rc_step *s, vf *z) {
     g->backwards = s->backwards;
     g->z = z;
     g->z_rows = 0;
-    plan_run(g);
+    plan_run(kind, g);
 }
 
 static void step(const rc_step *s) {
     vf z[WAITING_TILES * TILE_VECTORS];
+    const enum kind kind = kind_of(s);
     product g;
-    plan_step(&g, s, z);
-    run(kind_of(s), &g);
+    plan_step(kind, &g, s, z);
+    run(kind, &g);
 }
 
 static void steps(const rc_step *first, const rc_sequence *q) {
@@ -304,7 +305,7 @@ static void steps(const rc_step *first, const rc_sequence *q) {
     rc_step s = *first;
     const enum kind kind = kind_of(&s);
     product g;
-    plan_step(&g, &s, z);
+    plan_step(kind, &g, &s, z);
     for (ptrdiff_t i = 0; i < q->count; i++) {
         run(kind, &g);
         next_step(&s, q);

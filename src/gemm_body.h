@@ -98,7 +98,7 @@ static void gemm(const rc_gemm *job) {
     product g = {.shape = &job->shape, .packed = job->packed, .a = &job->a, .job = job, .chains = 1,
                  .row_begin = job->row_begin, .row_end = job->row_end, .panel_begin = job->panel_begin,
                  .panel_end = job->panel_end, .backwards = job->backwards};
-    plan_run(&g);
+    plan_run(GEMM, &g);
     run(GEMM, &g);
 }
 

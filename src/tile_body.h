@@ -35,7 +35,7 @@ INLINE int has_rows(const rc_rows *rows) { return rows->ptr || rows->base; }
 INLINE int panel_vectors(const rc_shape *shape) { return shape->gates > 1 ? shape->gates : 4; }
 
 /* What all tiles of a product share. */
-typedef struct {
+typedef struct product {
     const rc_shape *shape;
     const real *packed;
     const rc_rows *a;
@@ -44,6 +44,8 @@ typedef struct {
     int chains;
     int backwards; /* from the last panel to the first */
     int wide;      /* panels that all rows take side by side; 1 where they fill a tile with one */
+    void (*group)(const struct product *g, const real *b, ptrdiff_t row, ptrdiff_t panel, const real *later,
+                  ptrdiff_t step); /* the tile for them */
     ptrdiff_t groups, count; /* groups of so many panels, and how often tiles are run: groups and single panels */
     vf *z;         /* of a cell: finished sums of rows [z_row, z_row + z_rows), which wait for their activation */
     ptrdiff_t z_row, z_rows; /* no rows: a tile goes through its cell at once */
@@ -138,6 +140,7 @@ typedef void tile_fn(const product *g, const real *b, ptrdiff_t row, ptrdiff_t p
 typedef struct {
     tile_fn *tile[9];             /* by rows: one panel */
     tile_fn *wide[WIDE_ROWS + 1]; /* by rows: several panels */
+    tile_fn *pair;                /* one row: two panels */
     tile_fn *cut[2];              /* one row and panel, k in 2 or 4 chains */
 } tiles;
 
@@ -149,16 +152,18 @@ typedef struct {
     }
 #define ROWS_TILE(kind, v, rows) TILE(kind##_##v##_##rows, kind, rows, 1, 1, v, 1)
 #define WIDE_TILE(kind, v, rows) TILE(kind##_##v##_wide_##rows, kind, rows, WIDE_PANELS(rows, v), 2, v, 1)
+#define PAIR_TILE(kind, v) TILE(kind##_##v##_pair, kind, 1, 2, 2, v, 1)
 #define CUT_TILE(kind, v, chains) TILE(kind##_##v##_cut_##chains, kind, 1, 1, 1, v, chains)
 #define DEFINE_TILES(kind, v) \
     ROWS_TILE(kind, v, 1) ROWS_TILE(kind, v, 2) ROWS_TILE(kind, v, 3) ROWS_TILE(kind, v, 4) \
     ROWS_TILE(kind, v, 5) ROWS_TILE(kind, v, 6) ROWS_TILE(kind, v, 7) ROWS_TILE(kind, v, 8) \
     WIDE_TILE(kind, v, 1) WIDE_TILE(kind, v, 2) WIDE_TILE(kind, v, 3) WIDE_TILE(kind, v, 4) \
-    CUT_TILE(kind, v, 2) CUT_TILE(kind, v, 4) \
+    PAIR_TILE(kind, v) CUT_TILE(kind, v, 2) CUT_TILE(kind, v, 4) \
     static const tiles kind##_##v = { \
         {0, kind##_##v##_1, kind##_##v##_2, kind##_##v##_3, kind##_##v##_4, kind##_##v##_5, kind##_##v##_6, \
          kind##_##v##_7, kind##_##v##_8}, \
         {0, kind##_##v##_wide_1, kind##_##v##_wide_2, kind##_##v##_wide_3, kind##_##v##_wide_4}, \
+        kind##_##v##_pair, \
         {kind##_##v##_cut_2, kind##_##v##_cut_4}};
 
 DEFINE_TILES(GEMM, 1)
@@ -199,6 +204,10 @@ static int vectors_of(const product *g, ptrdiff_t panel) {
     return left < 4 ? (int)left : 4;
 }
 
+static ptrdiff_t bytes_of(const product *g) {
+    return (g->panel_end - g->panel_begin) * panel_vectors(g->shape) * (ptrdiff_t)sizeof(vf) * g->shape->k;
+}
+
 /* Weights that one L2 does not hold beside all else. The larger tiles, AVX-512's, lose clock to a fetch in their loop,
  * and run where L2 is large; the others lose nothing. */
 #define FAR (TILE_VECTORS >= 24 ? 1 << 20 : 1 << 18)
@@ -223,9 +232,8 @@ static void run_panel(enum kind kind, const tiles *by_rows, product *g, ptrdiff_
     const ptrdiff_t rows = g->row_end - g->row_begin, count = rows <= most ? 1 : (rows + most - 1) / most;
     const ptrdiff_t size = count == 1 ? rows : rows / count, larger = rows - size * count; /* tiles with a row more */
     const ptrdiff_t each = count >= vectors ? 1 : (vectors + count - 1) / count; /* vectors that a tile fetches */
-    const ptrdiff_t bytes = (g->panel_end - g->panel_begin) * panel_vectors(g->shape) * (ptrdiff_t)sizeof(vf) * k;
     const ptrdiff_t after = g->backwards ? panel - 1 : panel + 1;
-    const int fetch = bytes > FAR && (count > 1 || rows > WIDE_ROWS) && after >= g->panel_begin && after < g->panel_end;
+    const int fetch = bytes_of(g) > FAR && (count > 1 || rows > WIDE_ROWS) && after >= g->panel_begin && after < g->panel_end;
     const real *b = panel_of(g, panel), *next = fetch ? panel_of(g, after) : b;
     for (ptrdiff_t t = 0, row = g->row_begin; t < count;) {
         const ptrdiff_t end = count - t < WAITING_TILES || kind == GEMM ? count : t + WAITING_TILES;
@@ -251,17 +259,23 @@ static void run_cut(enum kind kind, const tiles *by_rows, product *g, ptrdiff_t 
     }
 }
 
+/* Weights of which the first level of cache keeps a good part from one step to the next, if they come in small groups:
+ * those that a step ends with are the next one's first. */
+#define NEAR (192 << 10)
+
 /* How the rows go through the panels: the same for every step of a sequence. */
-static void plan_run(product *g) {
+static void plan_run(enum kind kind, product *g) {
     const ptrdiff_t rows = g->row_end - g->row_begin, panels = g->panel_end - g->panel_begin;
     const int full = panel_vectors(g->shape);
     g->wide = 1;
     g->groups = 0;
     g->count = rows > 0 && panels > 0 ? panels : 0; /* a thread may have no part */
     if (g->count == 0 || rows > WIDE_ROWS || g->chains > 1) return;
-    const ptrdiff_t wide = WIDE_PANELS(rows, full);
+    const int pair = rows == 1 && bytes_of(g) <= NEAR;
+    const ptrdiff_t wide = pair ? 2 : WIDE_PANELS(rows, full);
     if (wide < 2 || rows * wide > MAX_ROWS) return;
     g->wide = (int)wide;
+    g->group = pair ? all_tiles[kind][full]->pair : all_tiles[kind][full]->wide[rows];
     g->groups = (vectors_of(g, g->panel_end - 1) != full ? panels - 1 : panels) / wide;
     g->count = g->groups + panels - g->groups * wide;
 }
@@ -273,8 +287,7 @@ static void run(enum kind kind, product *g) {
         const ptrdiff_t at = g->backwards ? g->count - 1 - i : i;
         const ptrdiff_t panel = g->panel_begin + (at < g->groups ? at * g->wide : g->groups * (g->wide - 1) + at);
         const tiles *by_rows = all_tiles[kind][vectors_of(g, panel)];
-        if (at < g->groups)
-            by_rows->wide[g->row_end - g->row_begin](g, panel_of(g, panel), g->row_begin, panel, 0, 0);
+        if (at < g->groups) g->group(g, panel_of(g, panel), g->row_begin, panel, 0, 0);
         else if (g->chains > 1) run_cut(kind, by_rows, g, panel);
         else run_panel(kind, by_rows, g, panel);
     }
