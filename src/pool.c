@@ -5,6 +5,7 @@
 #include <stdalign.h>
 
 #include "cpu.h"
+#include "ticks.h"
 
 #if defined(__x86_64__) || defined(__i386__)
 #include <immintrin.h>
@@ -53,23 +54,38 @@ static void reset_lock(pthread_mutex_t *lock, pthread_cond_t *condition)
 
 /* ---- waiting: first awake for a bounded while, then asleep ---- */
 
-/* With a core for each thread we pause, and give way now and then in case the one waited for sits on our own core; with
+/* With a core for each thread we pause, as long as Python takes between two calls of a training loop: to be woken costs
+ * more than a small layer's whole step. Now and then we give way, in case the one waited for sits on our own core. With
  * fewer cores we give way each time, since spinning would only keep the others from running. */
-enum { SPINS = 2000, SPINS_BETWEEN_YIELDS = 64, YIELDS_WHEN_CROWDED = 20 };
+enum { TRIES_BETWEEN_LOOKS = 256, YIELDS_WHEN_CROWDED = 20 };
+#define SPIN_SECONDS 200e-6
 
 static int is_crowded(int threads)
 {
     return threads > atomic_load_explicit(&pool.cores, memory_order_relaxed);
 }
 
-/* The i-th try of a wait has failed: 1 after a moment, or 0 when it is time to sleep. */
-static inline int try_again(int i, int crowded)
+typedef struct {
+    int tries;
+    double until;
+} patience;
+
+/* A try of a wait has failed: 1 after a moment, or 0 when it is time to sleep. */
+static inline int try_again(patience *p, int crowded)
 {
-    if (crowded || (i + 1) % SPINS_BETWEEN_YIELDS == 0)
+    p->tries++;
+    if (crowded) {
         sched_yield();
-    else
-        PAUSE();
-    return i + 1 < (crowded ? YIELDS_WHEN_CROWDED : SPINS);
+        return p->tries < YIELDS_WHEN_CROWDED;
+    }
+    PAUSE();
+    if (p->tries % TRIES_BETWEEN_LOOKS)
+        return 1;
+    sched_yield();
+    const double now = rc_precise_seconds();
+    if (p->tries == TRIES_BETWEEN_LOOKS)
+        p->until = now + SPIN_SECONDS;
+    return now < p->until;
 }
 
 /* ---- fork: only the forking thread lives on in the child; what the others held or were doing is forgotten ---- */
@@ -123,12 +139,12 @@ static void sleep_until_ticket(worker *w, unsigned seen)
 
 static unsigned wait_for_ticket(worker *w, unsigned seen, int crowded)
 {
-    int i = 0;
+    patience p = {0, 0};
     do {
         unsigned ticket = atomic_load_explicit(&w->ticket, memory_order_acquire);
         if (ticket != seen)
             return ticket;
-    } while (try_again(i++, crowded));
+    } while (try_again(&p, crowded));
     sleep_until_ticket(w, seen);
     return atomic_load_explicit(&w->ticket, memory_order_acquire);
 }
@@ -213,11 +229,11 @@ static int has_finished(worker *w)
 
 static void join_worker(worker *w, int crowded)
 {
-    int i = 0;
+    patience p = {0, 0};
     do {
         if (has_finished(w))
             return;
-    } while (try_again(i++, crowded));
+    } while (try_again(&p, crowded));
     pthread_mutex_lock(&pool.lock);
     atomic_store(&pool.caller_asleep, 1);
     while (!has_finished(w))
@@ -310,10 +326,10 @@ void rc_barrier_wait(rc_barrier *b)
         }
         return;
     }
-    int i = 0;
+    patience p = {0, 0};
     do {
         if (!same_phase(atomic_load_explicit(&b->state, memory_order_acquire), before))
             return;
-    } while (try_again(i++, b->crowded));
+    } while (try_again(&p, b->crowded));
     barrier_sleep(b, before);
 }

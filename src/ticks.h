@@ -1,4 +1,4 @@
-/* A clock that is cheap enough to read in a loop of microsecond steps. */
+/* Clocks: one cheap enough to read in a loop of microsecond steps, and one that tells microseconds. */
 #ifndef RC_TICKS_H
 #define RC_TICKS_H
 
@@ -13,6 +13,13 @@ static inline double rc_seconds(void)
 #else
     clock_gettime(CLOCK_MONOTONIC, &now);
 #endif
+    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+}
+
+static inline double rc_precise_seconds(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
     return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
 }
 
