@@ -23,9 +23,9 @@ from setuptools.modified import newer_group
 C_FLAGS = ["-std=gnu11", "-O3", "-g0", "-ffp-contract=off", "-fno-math-errno", "-fvisibility=hidden", "-pthread"]
 WARNINGS = ["-Wall", "-Wextra", "-Werror"]
 ISA_FLAGS = {
-    "kernels_avx2": ["-mavx2", "-mfma"],
+    "kernels_avx2": ["-mavx2", "-mfma", "-mprfchw"],
     "kernels_avx512": [
-        *["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mprefer-vector-width=512"],
+        *["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mprfchw", "-mprefer-vector-width=512"],
     ],
 }
 STRICT = os.environ.get("RNN_CORE_WERROR") == "1"

@@ -95,6 +95,13 @@ INLINE void lstm_fetch(const rc_step_back *s, ptrdiff_t row, ptrdiff_t j) {
     __builtin_prefetch(unit_of(&s->saved_unit, row, j));
 }
 
+/* With several threads the others have read these lines of dz for the weights' gradients: each store alone would wait
+ * for its line in turn. */
+INLINE void dz_fetch(const rc_step_back *s, const int gates, ptrdiff_t row, ptrdiff_t j) {
+    real *dz = row_of(&s->dz, row) + j * LANES;
+    UNROLL for (int g = 0; g < gates; g++, dz += s->units) __builtin_prefetch(dz, 1);
+}
+
 INLINE void lstm_backward(const rc_step_back *s, ptrdiff_t row, ptrdiff_t j, vf dh, vf tanh_c) {
     const real *gate = row_of(&s->saved, row) + j * 4 * LANES;
     vf i = v_load(gate), f = v_load(gate + LANES), g = v_load(gate + 2 * LANES), o = v_load(gate + 3 * LANES);
@@ -329,6 +336,7 @@ INLINE void back(const enum rc_cell cell, const rc_step_back s) {
         for (ptrdiff_t j = s.unit_begin; j < s.unit_end; j += SIDE_BY_SIDE) {
             const int count = s.unit_end - j < SIDE_BY_SIDE ? (int)(s.unit_end - j) : SIDE_BY_SIDE;
             vf tanh_c[SIDE_BY_SIDE];
+            for (int i = 0; i < count; i++) dz_fetch(&s, cell == RC_LSTM || cell == RC_GRU ? 4 : cell < RC_LSTM ? 1 : 3, row, j + i);
             for (int i = 0; i < count && cell == RC_LSTM; i++) lstm_fetch(&s, row, j + UNITS_AHEAD + i);
             for (int i = 0; i < count; i++) tanh_c[i] = cell == RC_LSTM ? lstm_c(&s, row, j + i) : v_zero();
             if (cell == RC_LSTM) tanh_all(tanh_c, count);
