@@ -210,8 +210,11 @@ INLINE void step_start(enum kind kind, const rc_step *s, ptrdiff_t row, ptrdiff_
     }
 }
 
-/* The cell on finished rows x panels; z[v * tiles + i] is vector v of the i-th, rows of a panel side by side. */
-INLINE void finish_cells(const rc_step *s, ptrdiff_t row, ptrdiff_t panel, int rows, int panels, int vectors, vf *z) {
+/* The cell on a finished tile of rows x panels; z[v * tiles + i] is vector v of the i-th, rows of a panel side by side.
+ * Not inlined, so that each cell's code stands once and not once for each shape of a tile; z comes through the stack,
+ * in L1. */
+static __attribute__((noinline)) void step_finish(const rc_step *s, ptrdiff_t row, ptrdiff_t panel, int rows,
+                                                  int panels, int vectors, vf *z) {
     const int tiles = rows * panels;
 #define EACH_TILE for (int p = 0, i = 0; p < panels; p++) for (int r = 0; r < rows; r++, i++)
 #define ROW row + r
@@ -249,19 +252,6 @@ INLINE void finish_cells(const rc_step *s, ptrdiff_t row, ptrdiff_t panel, int r
 #undef PANEL
 }
 
-/* Not inlined, so that the cells' code does not stand in every tile. */
-static __attribute__((noinline)) void finish_tile(const void *job, ptrdiff_t row, ptrdiff_t panel, int rows, int panels,
-                                                  int vectors, vf *z) {
-    finish_cells(job, row, panel, rows, panels, vectors, z);
-}
-
-/* Of many rows; `own`: a copy that no store can reach, so that its fields are read once. */
-static __attribute__((noinline)) void finish_panel(const void *job, ptrdiff_t row, ptrdiff_t panel, int rows,
-                                                   int vectors, vf *z) {
-    const rc_step own = *(const rc_step *)job;
-    finish_cells(&own, row, panel, rows, 1, vectors, z);
-}
-
 static enum kind kind_of(const rc_step *s) {
     switch (s->cell) {
     case RC_LSTM: return LSTM;
@@ -283,7 +273,7 @@ INLINE void next_step(rc_step *s, const rc_sequence *q) {
 }
 
 /* Field by field in place: a whole struct copied at once would wait for the stores of its fields. */
-INLINE void plan_step(enum kind kind, product *g, const rc_step *s, vf *z) {
+INLINE void plan_step(enum kind kind, product *g, const rc_step *s) {
     g->shape = &s->shape;
     g->packed = s->packed;
     g->a = s->phase ? &s->reset : &s->h_prev;
@@ -294,25 +284,21 @@ INLINE void plan_step(enum kind kind, product *g, const rc_step *s, vf *z) {
     g->panel_end = s->panel_end;
     g->chains = s->chains;
     g->backwards = s->backwards;
-    g->z = z;
-    g->z_rows = 0;
     plan_run(kind, g);
 }
 
 static void step(const rc_step *s) {
-    vf z[WAITING_TILES * TILE_VECTORS];
     const enum kind kind = kind_of(s);
     product g;
-    plan_step(kind, &g, s, z);
+    plan_step(kind, &g, s);
     run(kind, &g);
 }
 
 static void steps(const rc_step *first, const rc_sequence *q) {
-    vf z[WAITING_TILES * TILE_VECTORS];
     rc_step s = *first;
     const enum kind kind = kind_of(&s);
     product g;
-    plan_step(kind, &g, &s, z);
+    plan_step(kind, &g, &s);
     for (ptrdiff_t i = 0; i < q->count; i++) {
         run(kind, &g);
         next_step(&s, q);

@@ -77,21 +77,16 @@ INLINE void tile_start(enum kind kind, const void *job, ptrdiff_t row, ptrdiff_t
     else step_start(kind, job, row, panel, rows, panels, vectors, acc);
 }
 
-INLINE void tile_finish(enum kind kind, const product *g, ptrdiff_t row, ptrdiff_t panel, int rows, int panels,
+INLINE void tile_finish(enum kind kind, const void *job, ptrdiff_t row, ptrdiff_t panel, int rows, int panels,
                         int vectors, vf acc[][4]) {
     if (kind == GEMM) {
-        gemm_finish(g->job, row, panel, rows, panels, vectors, acc);
-        return;
-    }
-    if (g->z_rows) {
-        vf *z = g->z + (row - g->z_row);
-        EACH_VECTOR(p, r, v) z[v * g->z_rows + r] = acc[r][v];
+        gemm_finish(job, row, panel, rows, panels, vectors, acc);
         return;
     }
     const int tiles = rows * panels;
     vf z[4 * MAX_ROWS];
     EACH_VECTOR(p, r, v) z[v * tiles + p * rows + r] = acc[p * rows + r][v];
-    finish_tile(g->job, row, panel, rows, panels, vectors, z);
+    step_finish(job, row, panel, rows, panels, vectors, z);
 }
 
 static void gemm(const rc_gemm *job) {

@@ -47,12 +47,7 @@ typedef struct product {
     void (*group)(const struct product *g, const real *b, ptrdiff_t row, ptrdiff_t panel, const real *later,
                   ptrdiff_t step); /* the tile for them */
     ptrdiff_t groups, count; /* groups of so many panels, and how often tiles are run: groups and single panels */
-    vf *z;         /* of a cell: finished sums of rows [z_row, z_row + z_rows), which wait for their activation */
-    ptrdiff_t z_row, z_rows; /* no rows: a tile goes through its cell at once */
 } product;
-
-/* So many tiles wait at most: one after the other would each wait for the latency of its activations. */
-#define WAITING_TILES 6
 
 /* Vector v of row r of panel p of a tile has the accumulator acc[p * rows + r][v]. */
 #define EACH_VECTOR(p, r, v) \
@@ -62,9 +57,8 @@ typedef struct product {
 
 INLINE void tile_start(enum kind kind, const void *job, ptrdiff_t row, ptrdiff_t panel, int rows, int panels,
                        int vectors, vf acc[][4]);
-INLINE void tile_finish(enum kind kind, const product *g, ptrdiff_t row, ptrdiff_t panel, int rows, int panels,
+INLINE void tile_finish(enum kind kind, const void *job, ptrdiff_t row, ptrdiff_t panel, int rows, int panels,
                         int vectors, vf acc[][4]);
-static void finish_panel(const void *job, ptrdiff_t row, ptrdiff_t panel, int rows, int vectors, vf *z);
 
 /* acc[r][v] += x[r][i] w[v], w a row of vectors. The shorter side is what stays in registers: of AVX2's sixteen the
  * accumulators leave four. */
@@ -128,7 +122,7 @@ INLINE void tile(enum kind kind, const int rows, const int panels, const int vec
         *sum = v_add(*sum, acc[1][0][v]);
         if (chains == 4) *sum = v_add(*sum, v_add(acc[2][0][v], acc[3][0][v]));
     }
-    tile_finish(kind, g, row, panel, rows, panels, vectors, acc[0]);
+    tile_finish(kind, g->job, row, panel, rows, panels, vectors, acc[0]);
 }
 
 /* ------------------------------------------------------------------------------------------------- the instances */
@@ -212,51 +206,31 @@ static ptrdiff_t bytes_of(const product *g) {
  * and run where L2 is large; the others lose nothing. */
 #define FAR (TILE_VECTORS >= 24 ? 1 << 20 : 1 << 18)
 
-/* The tiles of `rows` rows are about to come, and then together their cells; a single tile's need no waiting. */
-static void begin_rows(enum kind kind, product *g, ptrdiff_t row, ptrdiff_t rows, ptrdiff_t tiles) {
-    g->z_row = row;
-    g->z_rows = kind == GEMM || tiles == 1 ? 0 : rows;
-}
-static void finish_rows(product *g, ptrdiff_t panel, int vectors) {
-    if (g->z_rows) finish_panel(g->job, g->z_row, panel, (int)g->z_rows, vectors, g->z);
-    g->z_rows = 0;
-}
-
 /* All rows times one panel, the rows shared out evenly between tiles (32 = 6 6 5 5 5 5). Of weights beyond L2 the next
  * panel comes into it meanwhile, each tile fetching its part; nearer ones a tile reads faster without, and a small tile
  * that is the only one has its own to fetch. Blocks of k that stay in L1 were tried: they gain nothing at K 256 and
  * lose a tenth at 1024. */
-static void run_panel(enum kind kind, const tiles *by_rows, product *g, ptrdiff_t panel) {
+static void run_panel(const tiles *by_rows, const product *g, ptrdiff_t panel) {
     const int vectors = vectors_of(g, panel);
     const ptrdiff_t most = TILE_VECTORS / vectors < MAX_ROWS ? TILE_VECTORS / vectors : MAX_ROWS, k = g->shape->k;
-    const ptrdiff_t rows = g->row_end - g->row_begin, count = rows <= most ? 1 : (rows + most - 1) / most;
-    const ptrdiff_t size = count == 1 ? rows : rows / count, larger = rows - size * count; /* tiles with a row more */
-    const ptrdiff_t each = count >= vectors ? 1 : (vectors + count - 1) / count; /* vectors that a tile fetches */
+    const ptrdiff_t rows = g->row_end - g->row_begin, count = (rows + most - 1) / most;
+    const ptrdiff_t each = (vectors + count - 1) / count; /* vectors of the next panel's rows that a tile fetches */
     const ptrdiff_t after = g->backwards ? panel - 1 : panel + 1;
     const int fetch = bytes_of(g) > FAR && (count > 1 || rows > WIDE_ROWS) && after >= g->panel_begin && after < g->panel_end;
     const real *b = panel_of(g, panel), *next = fetch ? panel_of(g, after) : b;
-    for (ptrdiff_t t = 0, row = g->row_begin; t < count;) {
-        const ptrdiff_t end = count - t < WAITING_TILES || kind == GEMM ? count : t + WAITING_TILES;
-        begin_rows(kind, g, row, (end - t) * size + (end < larger ? end : larger) - (t < larger ? t : larger), end - t);
-        for (; t < end; t++) {
-            const ptrdiff_t step = fetch && t * each < vectors ? each * LANES : 0;
-            by_rows->tile[size + (t < larger)](g, b, row, panel, next + t * k * step, step);
-            row += size + (t < larger);
-        }
-        finish_rows(g, panel, vectors);
+    for (ptrdiff_t t = 0, row = g->row_begin; row < g->row_end; t++) {
+        const ptrdiff_t size = rows / count + (t < rows % count);
+        const ptrdiff_t step = fetch && t * each < vectors ? each * LANES : 0;
+        by_rows->tile[size](g, b, row, panel, next + t * k * step, step);
+        row += size;
     }
 }
 
 /* The cells of a small layer, whose k is cut into chains, take their rows one by one. */
-static void run_cut(enum kind kind, const tiles *by_rows, product *g, ptrdiff_t panel) {
+static void run_cut(const tiles *by_rows, const product *g, ptrdiff_t panel) {
     const real *b = panel_of(g, panel);
     tile_fn *cut = by_rows->cut[g->chains == 4];
-    for (ptrdiff_t row = g->row_begin, rows; row < g->row_end; row += rows) {
-        rows = g->row_end - row < WAITING_TILES ? g->row_end - row : WAITING_TILES;
-        begin_rows(kind, g, row, rows, rows);
-        for (ptrdiff_t i = 0; i < rows; i++) cut(g, b, row + i, panel, b, 0);
-        finish_rows(g, panel, vectors_of(g, panel));
-    }
+    for (ptrdiff_t row = g->row_begin; row < g->row_end; row++) cut(g, b, row, panel, b, 0);
 }
 
 /* Weights of which the first level of cache keeps a good part from one step to the next, if they come in small groups:
@@ -282,13 +256,13 @@ static void plan_run(enum kind kind, product *g) {
 
 /* All panels. Where every other step goes backwards, the panels that one step left in the cache are the first that the
  * next one reads: of weights larger than a cache, what fits stays. */
-static void run(enum kind kind, product *g) {
+static void run(enum kind kind, const product *g) {
     for (ptrdiff_t i = 0; i < g->count; i++) {
         const ptrdiff_t at = g->backwards ? g->count - 1 - i : i;
         const ptrdiff_t panel = g->panel_begin + (at < g->groups ? at * g->wide : g->groups * (g->wide - 1) + at);
         const tiles *by_rows = all_tiles[kind][vectors_of(g, panel)];
         if (at < g->groups) g->group(g, panel_of(g, panel), g->row_begin, panel, 0, 0);
-        else if (g->chains > 1) run_cut(kind, by_rows, g, panel);
-        else run_panel(kind, by_rows, g, panel);
+        else if (g->chains > 1) run_cut(by_rows, g, panel);
+        else run_panel(by_rows, g, panel);
     }
 }

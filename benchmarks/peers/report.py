@@ -78,8 +78,8 @@ def scores_of(data: dict) -> tuple[list[Score], dict[int, Limits]]:
 
 
 def verdicts(data: dict) -> list[Bar]:
-    scores, limits = scores_of(data)
-    return bars(scores, limits) + full_batch_bars(scores)
+    scores, _ = scores_of(data)
+    return bars(scores) + full_batch_bars(scores)
 
 
 def save(data: dict, out: str) -> list[str]:

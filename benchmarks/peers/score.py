@@ -47,7 +47,8 @@ class Score:
 
 
 def score(result: dict, limits: Limits) -> Score | None:
-    """None where rnn_core itself is missing."""
+    """None where rnn_core itself is missing. `limits`: the run's, for a row that has not measured its own."""
+    limits = Limits.from_dict(result["limits"]) if "limits" in result else limits
     engines = result["engines"]
     if "rnn_core" not in engines:
         return None
@@ -99,7 +100,7 @@ def _ratios(scores) -> list[tuple[str, float | None]]:
     return [(s.row.name, s.ratio) for s in scores]
 
 
-def bars(scores: list[Score], limits: dict[int, Limits]) -> list[Bar]:
+def bars(scores: list[Score]) -> list[Bar]:
     """Every line that these rows can answer, thread count by thread count."""
     found = []
     for threads in sorted({s.threads for s in scores}):
@@ -113,13 +114,13 @@ def bars(scores: list[Score], limits: dict[int, Limits]) -> list[Bar]:
         ):
             chosen = [s for s in here if s.row.kind in kinds]
             if chosen:
-                for bar in lines(chosen, threads, limits[threads].peak):
+                for bar in lines(chosen, threads):
                     bar.text = f"{plural(threads)}, {bar.text}"
                     found.append(bar)
     return found
 
 
-def _inference(scores, threads, peak) -> list[Bar]:
+def _inference(scores, threads) -> list[Bar]:
     many = [s for s in scores if s.row.T > 1]
     found = _worst("inference: slowest row against the fastest peer", NOISE, _ratios(scores))
     if threads <= 2:
@@ -134,7 +135,7 @@ def _inference(scores, threads, peak) -> list[Bar]:
     return found
 
 
-def _steps(scores, threads, peak) -> list[Bar]:
+def _steps(scores, threads) -> list[Bar]:
     found = _worst("single steps: slowest against the fastest peer", NOISE, _ratios(scores))
     for hidden, bound in {64: 4.0, 256: 1.5, 512: 1.2}.items() if threads == 1 else ():
         pairs = [(s.row.name, s.against("onnxruntime")) for s in scores if s.row.H == hidden]
@@ -147,7 +148,7 @@ def _unless_peak(scores, bound: float, share: float) -> list[tuple[str, float]]:
     return [(s.row.name, max(s.ratio, bound) if s.share >= share else s.ratio) for s in scores if s.ratio]
 
 
-def _dense(scores, threads, peak) -> list[Bar]:
+def _dense(scores, threads) -> list[Bar]:
     found = _worst("training: slowest row against the fastest peer", NOISE, _ratios(scores))
     others = [s for s in scores if s.row.cell != "LSTM"]
     wide = [(s.row.name, s.share) for s in scores if s.row.H >= 128]
@@ -161,7 +162,7 @@ def _dense(scores, threads, peak) -> list[Bar]:
     return found
 
 
-def _ragged(scores, threads, peak) -> list[Bar]:
+def _ragged(scores, threads) -> list[Bar]:
     uniform = [s for s in scores if s.row.shortest > 0]
     text = "ragged: least ratio to the fastest peer's best way (or 0.80 of the peak)"
     found = _worst(text, 1.4, _unless_peak(uniform, 1.4, 0.80))
@@ -171,7 +172,7 @@ def _ragged(scores, threads, peak) -> list[Bar]:
     return found
 
 
-def _charlm(scores, threads, peak) -> list[Bar]:
+def _charlm(scores, threads) -> list[Bar]:
     bounds = {"LSTM": 1.1, "GRU": 1.4}
     return [
         Bar(f"character model's step, {s.row.cell}: ratio to torch", s.against("torch"), bounds[s.row.cell])
