@@ -299,8 +299,9 @@ static void steps(const rc_step *first, const rc_sequence *q) {
     const enum kind kind = kind_of(&s);
     product g;
     plan_step(kind, &g, &s);
-    for (ptrdiff_t i = 0; i < q->count; i++) {
+    for (ptrdiff_t left = q->count; left > 0;) {
         run(kind, &g);
+        if (--left == 0) return;
         next_step(&s, q);
         g.backwards ^= q->alternates;
     }
@@ -318,11 +319,12 @@ INLINE void unit_back(const enum rc_cell cell, const rc_step_back *s, ptrdiff_t 
 
 /* `cell` is a constant, and s a copy that no store can reach: what is the same for all units is computed once. */
 INLINE void back(const enum rc_cell cell, const rc_step_back s) {
+    const int gradients = cell == RC_LSTM || cell == RC_GRU ? 4 : cell == RC_GRU_RESET_BEFORE ? 3 : 1; /* of a unit */
     for (ptrdiff_t row = s.row_begin; row < s.row_end; row++) {
         for (ptrdiff_t j = s.unit_begin; j < s.unit_end; j += SIDE_BY_SIDE) {
             const int count = s.unit_end - j < SIDE_BY_SIDE ? (int)(s.unit_end - j) : SIDE_BY_SIDE;
             vf tanh_c[SIDE_BY_SIDE];
-            for (int i = 0; i < count; i++) dz_fetch(&s, cell == RC_LSTM || cell == RC_GRU ? 4 : cell < RC_LSTM ? 1 : 3, row, j + i);
+            for (int i = 0; i < count; i++) dz_fetch(&s, gradients, row, j + i);
             for (int i = 0; i < count && cell == RC_LSTM; i++) lstm_fetch(&s, row, j + UNITS_AHEAD + i);
             for (int i = 0; i < count; i++) tanh_c[i] = cell == RC_LSTM ? lstm_c(&s, row, j + i) : v_zero();
             if (cell == RC_LSTM) tanh_all(tanh_c, count);

@@ -216,7 +216,8 @@ static void run_panel(const tiles *by_rows, const product *g, ptrdiff_t panel) {
     const ptrdiff_t rows = g->row_end - g->row_begin, count = (rows + most - 1) / most;
     const ptrdiff_t each = (vectors + count - 1) / count; /* vectors of the next panel's rows that a tile fetches */
     const ptrdiff_t after = g->backwards ? panel - 1 : panel + 1;
-    const int fetch = bytes_of(g) > FAR && (count > 1 || rows > WIDE_ROWS) && after >= g->panel_begin && after < g->panel_end;
+    const int is_last = after < g->panel_begin || after >= g->panel_end;
+    const int fetch = bytes_of(g) > FAR && (count > 1 || rows > WIDE_ROWS) && !is_last;
     const real *b = panel_of(g, panel), *next = fetch ? panel_of(g, after) : b;
     for (ptrdiff_t t = 0, row = g->row_begin; row < g->row_end; t++) {
         const ptrdiff_t size = rows / count + (t < rows % count);

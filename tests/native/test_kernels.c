@@ -132,6 +132,46 @@ static void cell(const rc_kernels *k, enum rc_cell kind, ptrdiff_t units, ptrdif
     drop(h_prev, m), drop(dh, m), drop(d, m), free(bias);
 }
 
+/* Three steps in one call give the bits of three calls. */
+static void sequence(const rc_kernels *k, enum rc_cell kind, ptrdiff_t units, ptrdiff_t m)
+{
+    enum { STEPS = 3 };
+    const int gates = kind == RC_LSTM ? 4 : kind == RC_GRU ? 3 : 1;
+    const ptrdiff_t wide = rc_vectors(units, k->lanes) * k->lanes, all = STEPS * m;
+    const rc_shape shape = {units, units, gates};
+    const rc_rows none = {NULL, 0, NULL};
+    void *weights = packed(k, &shape), *bias = array(wide);
+    rc_rows g = apart(all, wide * gates), y[2], saved[2], saved_unit[2], h[2], next[2], c[2];
+    for (int i = 0; i < 2; i++) {
+        y[i] = apart(all, units), saved[i] = rows(all, wide * gates), saved_unit[i] = rows(all, wide);
+        h[i] = rows(m, wide), next[i] = rows(m, wide), c[i] = rows(m, wide);
+    }
+    for (int i = 0; i < 2; i++) {
+        rc_step s = {kind, 0, shape, rc_chains(gates, units), weights, bias, g, none, h[i], next[i], c[i], none, y[i],
+                     saved[i], saved_unit[i], 0, m, 0, rc_panels(&shape, k->lanes), 0};
+        const rc_sequence q = {STEPS, m, m, 1};
+        if (i) k->steps(&s, &q);
+        for (int t = 0; t < STEPS && !i; t++) {
+            s.backwards = t % 2;
+            s.gates.ptr = g.ptr + t * m, s.y.ptr = y[0].ptr + t * m;
+            s.saved.base = (char *)saved[0].base + (size_t)(t * m * saved[0].stride) * itemsize;
+            s.saved_unit.base = (char *)saved_unit[0].base + (size_t)(t * m * saved_unit[0].stride) * itemsize;
+            s.h_prev = t % 2 ? next[0] : h[0], s.h_next = t % 2 ? h[0] : next[0];
+            k->step(&s);
+        }
+    }
+    int same = !memcmp(saved[0].base, saved[1].base, (size_t)(all * wide * gates) * itemsize);
+    for (ptrdiff_t i = 0; i < all; i++) same &= !memcmp(y[0].ptr[i], y[1].ptr[i], (size_t)units * itemsize);
+    if (!same) {
+        printf("%s: steps in one call have other bits than one by one\n", k->name);
+        exit(1);
+    }
+    for (int i = 0; i < 2; i++) {
+        drop(y[i], all), drop(saved[i], all), drop(saved_unit[i], all), drop(h[i], m), drop(next[i], m), drop(c[i], m);
+    }
+    drop(g, all), free(weights), free(bias);
+}
+
 /* Gates, and with `cell` an LSTM's c. */
 static void normalisation(const rc_kernels *k, int gates, int cell, ptrdiff_t units, ptrdiff_t m)
 {
@@ -157,6 +197,7 @@ static void all(const rc_kernels *k)
             for (int gates = 1; gates <= 4; gates++) normalisation(k, gates, 0, sizes[i], m);
             normalisation(k, 1, 1, sizes[i], m);
             for (int kind = 0; kind < RC_CELLS; kind++) cell(k, (enum rc_cell)kind, sizes[i], m);
+            for (int kind = 0; kind <= RC_GRU; kind++) sequence(k, (enum rc_cell)kind, sizes[i], m);
         }
     }
     large_gradient(k);
