@@ -6,14 +6,13 @@
 from __future__ import annotations
 
 import ctypes
-import functools
 import os
 import shlex
 import shutil
 import subprocess
 import tempfile
 import threading
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -78,7 +77,6 @@ def compiler() -> list[str]:
     return found
 
 
-@functools.cache
 def _library() -> ctypes.CDLL:
     with tempfile.TemporaryDirectory() as folder:
         out = os.path.join(folder, "probe.so")
@@ -144,38 +142,21 @@ def _read_rate(threads: int, size: int, read) -> float:
     return _together(threads, lambda rank: read(blocks[rank].ctypes.data, size))
 
 
-def _peak(threads: int, isa: str, seconds: float) -> float:
-    return _together(threads, lambda rank: _library().probe_fma(ISAS.index(isa), seconds))
-
-
-def _bandwidth(threads: int, isa: str, span: int, seconds: float) -> float:
-    return _read_rate(threads, span, lambda p, n: _library().probe_read(ISAS.index(isa), p, n, seconds))
-
-
-PRIVATE = 2  # levels that every core has to itself
-
-
 def measure(threads: int = 1, isa: str | None = None, seconds: float = 0.25) -> Limits:
     """Run the probe on `threads` cores at once; `seconds` for each of the five figures."""
     isa = isa or default_isa()
-    peak, levels, caches = _peak(threads, isa, seconds), [], _cache_sizes()
+    probe, code = _library(), ISAS.index(isa)
+    peak = _together(threads, lambda rank: probe.probe_fma(code, seconds))
+    levels = []
+    caches = _cache_sizes()
     for depth, size in enumerate([*caches, 0]):
-        private = depth < PRIVATE
+        private = depth < 2
         # Half a cache: the other half is what any real run keeps there. Memory: far beyond the last cache.
         span = size // 2 if private else min(size // 2, 8 << 20) // threads if size else 4 * caches[-1]
-        rate = _bandwidth(threads, isa, span, seconds)
+        rate = _read_rate(threads, span, lambda p, n: probe.probe_read(code, p, n, seconds))
         name = f"L{depth + 1}" if size else "memory"
         levels.append(Level(name, size * (threads if private else 1) if size else 1 << 62, rate))
     return Limits(isa, threads, peak, levels)
-
-
-def at_this_clock(known: Limits, seconds: float = 0.01) -> Limits:
-    """`known` with what follows the clock measured again: the peak and the caches that each core has to itself."""
-    levels = [
-        replace(level, bandwidth=_bandwidth(known.threads, known.isa, level.bytes // known.threads // 2, seconds))
-        for level in known.levels[:PRIVATE]
-    ]
-    return replace(known, peak=_peak(known.threads, known.isa, seconds), levels=levels + known.levels[PRIVATE:])
 
 
 def main() -> None:

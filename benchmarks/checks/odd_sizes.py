@@ -62,7 +62,7 @@ def _ratio(make: Callable[[], dict]) -> float:
     """Best time of `odd` over that of `even`; while it is above the bound measured again with calls made anew, since
     the place of their weights in memory alone makes up to a tenth."""
     best = {"odd": float("inf"), "even": float("inf")}
-    for attempt in range(6):
+    for attempt in range(4):
         found = alternate(make(), 0.15 * (1 + attempt))
         best = {name: min(best[name], found[name]) for name in best}
         if best["odd"] <= BOUND * best["even"]:

@@ -82,7 +82,7 @@ def _measure(args, chosen) -> dict:
                     print(f"    {name}: {reason}", flush=True)
 
         stderr = None if args.verbose else subprocess.DEVNULL
-        results, versions, absent = run.run(chosen, args.engines, found, args.isa, effort, show, stderr)
+        results, versions, absent = run.run(chosen, args.engines, threads, args.isa, effort, show, stderr)
         data["limits"][str(threads)] = found.at_best(limits.measure(threads, isa)).as_dict()
         data["results"] += results
         data["versions"] |= versions

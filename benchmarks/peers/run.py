@@ -1,8 +1,4 @@
-"""Runs the rows: the same data to every engine, outputs compared, then timed in turn, A B C A B C.
-
-The machine takes its turn with the engines: a neighbour on a virtual machine can move the clock by a third from one row
-to the next, and a row is held against what was possible while it ran.
-"""
+"""Runs the rows: the same data to every engine, outputs compared, then timed in turn, A B C A B C."""
 
 from __future__ import annotations
 
@@ -12,8 +8,6 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass
-
-from benchmarks.limits import Limits, at_this_clock
 
 from . import compare, data
 from .client import Client, EngineFailed, can_lower
@@ -48,9 +42,8 @@ def _is_settled(entry: dict) -> bool:
 class Team:
     """The engines at one thread count; an engine that cannot be started, or dies, is left out and named."""
 
-    def __init__(self, names, limits: Limits, isa: str | None, stderr=None):
-        self.threads = limits.threads
-        self.limits = limits
+    def __init__(self, names, threads: int, isa: str | None, stderr=None):
+        self.threads = threads
         self.absent: dict[str, str] = {}
         self.versions: dict[str, str] = {}
         self._clients: dict[str, Client] = {}
@@ -86,15 +79,12 @@ class Team:
         entries, outputs = self._prepare(row, path, folder, result["out"])
         result["errors"] = self._compare(row, arrays, outputs, entries, result["out"])
         self._keep_fastest(entries, effort, result["out"])
-        limits = at_this_clock(self.limits)
         for n in range(effort.most):
             for entry in entries:
                 self._turn(entry, effort, result["out"])
-            limits = limits.at_best(at_this_clock(self.limits))
             here = [entry for entry in entries if entry["engine"] not in result["out"]]
             if n + 1 >= effort.rounds and all(map(_is_settled, here)):
                 break
-        result["limits"] = limits.as_dict()
         for entry in entries:
             if entry["best"] and entry["engine"] not in result["out"]:
                 figures = {"best": min(entry["best"]), "median": statistics.median(entry["median"])}
@@ -178,11 +168,11 @@ class Team:
             client.close()
 
 
-def run(rows: list[Row], names, limits: Limits, isa: str | None, effort: Effort, show=print, stderr=None):
-    """The results of all rows at the limits' thread count; show(result) after each."""
+def run(rows: list[Row], names, threads: int, isa: str | None, effort: Effort, show=print, stderr=None):
+    """The results of all rows at one thread count; show(result) after each."""
     results = []
     fast = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    with tempfile.TemporaryDirectory(dir=fast) as folder, Team(names, limits, isa, stderr) as team:
+    with tempfile.TemporaryDirectory(dir=fast) as folder, Team(names, threads, isa, stderr) as team:
         for name, reason in team.absent.items():
             print(f"{name} left out: {reason}", file=sys.stderr)
         for row in rows:

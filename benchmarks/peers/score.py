@@ -47,8 +47,7 @@ class Score:
 
 
 def score(result: dict, limits: Limits) -> Score | None:
-    """None where rnn_core itself is missing. `limits`: the run's, for a row that has not measured its own."""
-    limits = Limits.from_dict(result["limits"]) if "limits" in result else limits
+    """None where rnn_core itself is missing."""
     engines = result["engines"]
     if "rnn_core" not in engines:
         return None
