@@ -85,7 +85,7 @@ INLINE void add_products(const int rows, const int vectors, real *const *x, ptrd
 #define AHEAD 8
 
 /* acc[s][p * rows + r][v] += sum_k a[r][k] * b[p][k][v], chain s over k in [s, s + 1) * ceil(k / chains). Meanwhile,
- * with `fetch`, the vectors from `later` on, `step` apart, come into L2. */
+ * with `fetch`, what lies from `later` on, `step` apart, comes into L2. */
 INLINE void multiply(const int rows, const int panels, const int vectors, const int chains, real *const *a,
                      const real *b, ptrdiff_t k, vf acc[][MAX_ROWS][4], const int fetch, const real *later,
                      ptrdiff_t step) {
@@ -96,7 +96,7 @@ INLINE void multiply(const int rows, const int panels, const int vectors, const 
             if (chains > 1 && s * each + i >= k) break;
             UNROLL for (int p = 0; p < panels; p++) {
                 const real *row = b + p * next + (s * each + i) * size;
-                if (fetch || (rows > 1 && rows <= WIDE_ROWS))
+                if (rows > 1 && rows <= WIDE_ROWS)
                     UNROLL for (int v = 0; v < vectors; v++) __builtin_prefetch(row + AHEAD * size + v * LANES);
                 add_products(rows, vectors, a, s * each + i, row, acc[s] + p * rows);
             }
@@ -202,26 +202,29 @@ static ptrdiff_t bytes_of(const product *g) {
     return (g->panel_end - g->panel_begin) * panel_vectors(g->shape) * (ptrdiff_t)sizeof(vf) * g->shape->k;
 }
 
-/* Weights that one L2 does not hold beside all else. The larger tiles, AVX-512's, lose clock to a fetch in their loop,
- * and run where L2 is large; the others lose nothing. */
-#define FAR (TILE_VECTORS >= 24 ? 1 << 20 : 1 << 18)
+/* The panel that is read after this one: after the last the first. */
+static ptrdiff_t panel_after(const product *g, ptrdiff_t panel) {
+    if (g->backwards) return panel > g->panel_begin ? panel - 1 : g->panel_end - 1;
+    return panel < g->panel_end - 1 ? panel + 1 : g->panel_begin;
+}
 
-/* All rows times one panel, the rows shared out evenly between tiles (32 = 6 6 5 5 5 5). Of weights beyond L2 the next
- * panel comes into it meanwhile, each tile fetching its part; nearer ones a tile reads faster without, and a small tile
- * that is the only one has its own to fetch. Blocks of k that stay in L1 were tried: they gain nothing at K 256 and
- * lose a tenth at 1024. */
+/* Weights that a small L2, or a large one beside all else, may have lost since they were read last. */
+#define FAR (1 << 18)
+
+/* All rows times one panel, the rows shared out evenly between tiles (32 = 6 6 5 5 5 5). Of far weights the next panel
+ * comes into L2 meanwhile (after the last one the first, for the next step), all tiles fetching the same part of it: a
+ * core has so few lines of L3 under way at once that a burst would have to wait. A small tile that is the only one has
+ * its own panel to fetch. Blocks of k that stay in L1 were tried: they gain nothing at K 256 and lose a tenth at 1024.
+ */
 static void run_panel(const tiles *by_rows, const product *g, ptrdiff_t panel) {
     const int vectors = vectors_of(g, panel);
     const ptrdiff_t most = TILE_VECTORS / vectors < MAX_ROWS ? TILE_VECTORS / vectors : MAX_ROWS, k = g->shape->k;
     const ptrdiff_t rows = g->row_end - g->row_begin, count = (rows + most - 1) / most;
-    const ptrdiff_t each = (vectors + count - 1) / count; /* vectors of the next panel's rows that a tile fetches */
-    const ptrdiff_t after = g->backwards ? panel - 1 : panel + 1;
-    const int is_last = after < g->panel_begin || after >= g->panel_end;
-    const int fetch = bytes_of(g) > FAR && (count > 1 || rows > WIDE_ROWS) && !is_last;
-    const real *b = panel_of(g, panel), *next = fetch ? panel_of(g, after) : b;
+    const int fetch = bytes_of(g) > FAR && (count > 1 || rows > WIDE_ROWS);
+    const ptrdiff_t step = fetch ? (vectors * LANES + count - 1) / count : 0; /* of a row of the next panel, each tile */
+    const real *b = panel_of(g, panel), *next = panel_of(g, panel_after(g, panel));
     for (ptrdiff_t t = 0, row = g->row_begin; row < g->row_end; t++) {
         const ptrdiff_t size = rows / count + (t < rows % count);
-        const ptrdiff_t step = fetch && t * each < vectors ? each * LANES : 0;
         by_rows->tile[size](g, b, row, panel, next + t * k * step, step);
         row += size;
     }
