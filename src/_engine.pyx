@@ -30,13 +30,10 @@ CELLS = {"rnn_tanh": RC_RNN_TANH, "rnn_relu": RC_RNN_RELU, "lstm": RC_LSTM, "gru
 LAYOUTS = {"time_major": TIME_MAJOR, "batch_first": BATCH_FIRST, "concatenated": CONCATENATED,
            "packed": PACKED}  # as torch's PackedSequence: our compact rows, of sequences from the longest down
 
-# What one core should find in its cache: the gates of a chunk of steps (forward, for each thread), and the tokens whose
-# weight gradients are summed at once (backward).
 cdef enum:
-    CHUNK_BYTES = 1 << 20
-    CHUNK_LEAST = 128
-    CHUNK_MOST = 512
-    BACK_TOKENS = 256
+    # Tokens of the steps that are taken together: forward, for each thread, those whose gates are then in its cache, and
+    # backward, whatever the threads, those whose part of the weights' gradients is summed at once.
+    CHUNK_TOKENS = 256
     # Below this many multiply-adds a step and thread, a barrier costs more than another thread saves.
     WORTH_A_THREAD = 5 << 12
 
@@ -149,7 +146,7 @@ cdef class Network:
         cdef Chunks chunks
         cdef ptrdiff_t i
         plan_batch(&b, memory, steps, rows, lengths)
-        plan_chunks(&chunks, memory, &b, BACK_TOKENS)
+        plan_chunks(&chunks, memory, &b, CHUNK_TOKENS)
         return np.array([chunks.begin[i + 1] for i in range(chunks.count)], np.int64)
 
     cdef bint by_units(self, ptrdiff_t rows, int threads) noexcept:
@@ -177,11 +174,6 @@ cdef class Network:
             self.spare.append(b)
 
     # -- forward
-
-    cdef ptrdiff_t projected_tokens(self, int threads, bint keep) noexcept:
-        """Tokens to project at once; twice as many for a tape, whose gates are on their way to memory anyway."""
-        cdef ptrdiff_t row = gates_of(self.cell) * whole(self.units, self.kernels.lanes) * self.kernels.itemsize
-        return max(CHUNK_LEAST, min(CHUNK_MOST, CHUNK_BYTES // row)) * threads * (1 + keep)
 
     cdef size_t forward_bytes(self, const Batch *b, ptrdiff_t chunk, int threads, bint keep) except? 0:
         """`chunk`: tokens."""
@@ -224,7 +216,7 @@ cdef class Network:
         cdef Block plan = block(planned) if keep else self.check_out(planned)
         memset(&call, 0, sizeof(Call))
         plan_batch(b, plan, steps, rows, lengths, order)
-        plan_chunks(&call.chunks, plan, b, self.projected_tokens(threads, keep))
+        plan_chunks(&call.chunks, plan, b, CHUNK_TOKENS * threads)
         cdef ptrdiff_t chunk = call.chunks.tokens, n = b.first[b.steps], hats = n if keep else rows + threads
         cdef size_t norms = self.layers * self.directions * norm_bytes(
             <rc_cell>self.cell, self.units, hats, rows, self.kernels) if weights.directions.normed else 0
@@ -336,7 +328,7 @@ cdef class Network:
         memset(&call, 0, sizeof(Call))
         call.kernels, call.batch, call.layers, call.directions = self.kernels, b, self.layers, self.directions
         cdef Block plan = block(chunks_bytes(b.steps))
-        plan_chunks(&call.chunks, plan, b, BACK_TOKENS)
+        plan_chunks(&call.chunks, plan, b, CHUNK_TOKENS)
         cdef ptrdiff_t chunk = call.chunks.tokens
         call.units = self.by_units(b.rows, threads) and not self.has_projection() and all_dh is None
         call.units = call.units and tape.variant is None
