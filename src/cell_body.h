@@ -252,6 +252,16 @@ static __attribute__((noinline)) void step_finish(const rc_step *s, ptrdiff_t ro
 #undef PANEL
 }
 
+/* An RNN's cell on a tile of one row and panel: it is short, and what comes next waits for it. */
+INLINE void rnn_finish(const rc_step *s, ptrdiff_t row, ptrdiff_t panel, const int vectors, vf *z) {
+    const int first = vectors < SIDE_BY_SIDE ? vectors : SIDE_BY_SIDE;
+    if (s->cell == RC_RNN_TANH) {
+        v_tanhs(first, z);
+        if (vectors > first) v_tanhs(vectors - first, z + first);
+    }
+    UNROLL for (int v = 0; v < vectors; v++) rnn_forward(s, row, panel * 4 + v, z[v]);
+}
+
 static enum kind kind_of(const rc_step *s) {
     switch (s->cell) {
     case RC_LSTM: return LSTM;

@@ -80,7 +80,7 @@ typedef struct {
     enum rc_cell cell;
     int phase;
     rc_shape shape;      /* of packed: k = recurrent size, units = hidden size, gates of this phase */
-    int chains;          /* partial sums over k where one chain would wait for itself: rc_chains() */
+    int chains;          /* partial sums, each over every chains-th k, where one would wait for itself: rc_chains() */
     const void *packed;  /* R */
     const void *bias;    /* GRU: (units) b_hn, whole vectors */
     rc_rows gates;       /* in: input projection */

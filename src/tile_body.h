@@ -84,23 +84,26 @@ INLINE void add_products(const int rows, const int vectors, real *const *x, ptrd
  * rows of k ahead. */
 #define AHEAD 8
 
-/* acc[s][p * rows + r][v] += sum_k a[r][k] * b[p][k][v], chain s over k in [s, s + 1) * ceil(k / chains). Meanwhile,
- * with `fetch`, what lies from `later` on, `step` apart, comes into L2. */
+/* acc[s][p * rows + r][v] += sum_k a[r][k] * b[p][k][v], chain s over k = s, s + chains, ...: so b is read in order.
+ * Meanwhile, with `fetch`, what lies from `later` on, `step` apart, comes into L2. */
 INLINE void multiply(const int rows, const int panels, const int vectors, const int chains, real *const *a,
                      const real *b, ptrdiff_t k, vf acc[][MAX_ROWS][4], const int fetch, const real *later,
                      ptrdiff_t step) {
-    const ptrdiff_t each = (k + chains - 1) / chains, size = (ptrdiff_t)vectors * LANES, next = k * size;
-    TWICE for (ptrdiff_t i = 0; i < each; i++) {
+    const ptrdiff_t size = (ptrdiff_t)vectors * LANES, next = k * size;
+    ptrdiff_t i = 0;
+    TWICE for (; i + chains <= k; i += chains) {
         if (fetch) __builtin_prefetch(later + i * step, 0, 2);
         UNROLL for (int s = 0; s < chains; s++) {
-            if (chains > 1 && s * each + i >= k) break;
             UNROLL for (int p = 0; p < panels; p++) {
-                const real *row = b + p * next + (s * each + i) * size;
+                const real *row = b + p * next + (i + s) * size;
                 if (rows > 1 && rows <= WIDE_ROWS)
                     UNROLL for (int v = 0; v < vectors; v++) __builtin_prefetch(row + AHEAD * size + v * LANES);
-                add_products(rows, vectors, a, s * each + i, row, acc[s] + p * rows);
+                add_products(rows, vectors, a, i + s, row, acc[s] + p * rows);
             }
         }
+    }
+    UNROLL for (int s = 0; s < chains - 1; s++) {
+        if (i + s < k) add_products(rows, vectors, a, i + s, b + (i + s) * size, acc[s]);
     }
 }
 
@@ -115,7 +118,7 @@ INLINE void tile(enum kind kind, const int rows, const int panels, const int vec
     UNROLL for (int s = 1; s < chains; s++) {
         UNROLL for (int v = 0; v < vectors; v++) acc[s][0][v] = v_zero();
     }
-    if (step) multiply(rows, panels, vectors, chains, a, b, g->shape->k, acc, 1, later, step);
+    if (chains == 1 && step) multiply(rows, panels, vectors, chains, a, b, g->shape->k, acc, 1, later, step);
     else multiply(rows, panels, vectors, chains, a, b, g->shape->k, acc, 0, b, 0);
     UNROLL for (int v = 0; v < vectors && chains > 1; v++) {
         vf *sum = &acc[0][0][v];
