@@ -8,3 +8,5 @@ cdef class Buffer:
 
     cdef void touch(self) noexcept       # tells that the memory was written
     cdef object _array(self, bint writeable)
+
+cpdef Py_ssize_t stamp(dict buffers)

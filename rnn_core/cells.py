@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from rnn_core import checks
 from rnn_core._engine import Network
+from rnn_core._parameters import stamp
 from rnn_core._step import Stepper
 from rnn_core.module import Module
 
@@ -28,7 +29,7 @@ class CellTape:
     """
 
     engine: Any
-    versions: tuple[int, ...]
+    stamp: int
     batch: int
     unbatched: bool
 
@@ -65,16 +66,13 @@ class Cell(Module):
     def _arrays(self, of: dict[str, Array]) -> tuple[Array | None, ...]:
         return tuple(of.get(name) for name in (*_NAMES, "weight_hr"))
 
-    def _versions(self) -> tuple[int, ...]:
-        return tuple([buffer.version for buffer in self._buffers.values()])
-
     def _weights(self) -> Any:
         """The packed weights, made anew when a parameter has been written since."""
-        versions = self._versions()
+        now = stamp(self._buffers)
         packed = self._packed
-        if packed is None or packed[0] != versions:
+        if packed is None or packed[0] != now:
             views = {name: buffer.view for name, buffer in self._buffers.items()}
-            packed = self._packed = versions, self._engine().pack([self._arrays(views)])
+            packed = self._packed = now, self._engine().pack([self._arrays(views)])
         return packed[1]
 
     # ---- arguments ----------------------------------------------------------------------------------------
@@ -121,9 +119,9 @@ class Cell(Module):
         array, unbatched = self._input(x)
         batch = len(array)
         h0, c0 = self._states("state", state, batch, unbatched)
-        final, versions = self._new_states(batch), self._versions()
+        final, now = self._new_states(batch), stamp(self._buffers)
         tape = self._advance(array, h0, c0, final[0], final[1], keep)
-        return self._join(final, unbatched), CellTape(tape, versions, batch, unbatched) if keep else None
+        return self._join(final, unbatched), CellTape(tape, now, batch, unbatched) if keep else None
 
     def _advance(self, x: Array, h0: Any, c0: Any, h: Any, c: Any, keep: bool = False) -> Any:
         return self._engine().forward(self._weights(), x[None], h, "time_major", 1, len(x), None, h0, c0, h, c, keep)
@@ -137,7 +135,7 @@ class Cell(Module):
 
     def _stepping(self) -> Stepper:
         if self._stepper is None:
-            self._stepper = Stepper(list(self._buffers.values()), self._weights)
+            self._stepper = Stepper(self._buffers, self._weights)
         return self._stepper
 
     def _slow_step(self, x: ArrayLike, state: State, out: State) -> State:
@@ -161,7 +159,7 @@ class Cell(Module):
         """(dx, dstate before) of the gradient dstate of the state after; adds into `grads`."""
         if not isinstance(tape, CellTape) or tape.engine.network is not self._engine():
             raise ValueError(f"tape: expected one that this cell's forward made, got {type(tape).__name__}")
-        if tape.versions != self._versions():
+        if tape.stamp != stamp(self._buffers):
             raise ValueError("tape: expected the weights of its forward, got weights that have been written since")
         dhn, dcn = self._states("dstate", dstate, tape.batch, tape.unbatched)
         dh0, dc0 = self._new_states(tape.batch)
@@ -180,9 +178,8 @@ class _OneState(Cell):
     """Cells whose state is h alone."""
 
     def step(self, x: ArrayLike, state: State, *, out: State = None) -> State:
-        if out is not None and self._stepping().step(x, state, None, out, None):
-            return out
-        return self._slow_step(x, state, out)
+        stepped = self._stepping().step(x, state, None, out, None)
+        return self._slow_step(x, state, out) if stepped is None else stepped
 
     step.__doc__ = Cell.step.__doc__
 
@@ -229,9 +226,12 @@ class LSTMCell(Cell):
         return ((f"{name} h", state[0]), (f"{name} c", state[1]))
 
     def step(self, x: ArrayLike, state: State, *, out: State = None) -> State:
-        if type(state) is tuple and type(out) is tuple and len(state) == len(out) == 2 and out[0] is not out[1]:
-            if self._stepping().step(x, state[0], state[1], out[0], out[1]):
-                return out
+        to = (None, None) if out is None else out
+        if type(state) is tuple and type(to) is tuple and len(state) == len(to) == 2:
+            if out is None or to[0] is not to[1]:
+                stepped = self._stepping().step(x, state[0], state[1], to[0], to[1])
+                if stepped is not None:
+                    return out or stepped
         return self._slow_step(x, state, out)
 
     step.__doc__ = Cell.step.__doc__

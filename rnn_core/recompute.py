@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rnn_core import variants
+from rnn_core._parameters import stamp
 from rnn_core._plan import longest_first
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ class Checkpoints:
     """What backward needs: the input, the state at the start of every segment, and the masks."""
 
     engine: Any
-    versions: Any
+    stamp: int
     source: Sequences
     weights: Any
     variant_masks: variants.Masks
@@ -86,7 +87,7 @@ def forward(layer: Recurrent, source: Sequences, start: Pair, y: Array, masks: l
         raise ValueError("recompute: expected a padded array, with lengths or without, got a ragged input")
     ends = layer._engine().chunk_ends(source.steps, source.batch, source.lengths)
     order = None if source.lengths is None else longest_first(source.lengths)
-    tape = Checkpoints(layer._engine(), layer._versions(), source, layer._call_weights(drawn), drawn, masks, [],
+    tape = Checkpoints(layer._engine(), stamp(layer._buffers), source, layer._call_weights(drawn), drawn, masks, [],
                        list(_segments(source, ends)), order)
     state = _zeros_for_none(layer, start, source.batch)
     for piece in tape.pieces:

@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from rnn_core import _dense, checks, lookup, recompute, sequences, variants
 from rnn_core._engine import Network
+from rnn_core._parameters import stamp
 from rnn_core._step import Stepper
 from rnn_core.layers import Embedding
 from rnn_core.module import Module
@@ -28,7 +29,7 @@ class Tape:
     """
 
     engine: Any
-    versions: tuple[int, ...]
+    stamp: int
     source: Sequences
     variant_masks: variants.Masks  # of weight_drop and so on: a list of an array for each direction of each layer
     every_state: bool = False  # whether forward gave the state after every step, and backward gets its gradient
@@ -151,16 +152,13 @@ class Recurrent(Module):
             self._gradients = self._arrays({name: self._grad(name) for name in self._buffers})
         return self._gradients
 
-    def _versions(self) -> tuple[int, ...]:
-        return tuple([buffer.version for buffer in self._buffers.values()])
-
     def _weights(self) -> Any:
         """The packed weights, made anew when a parameter has been written since."""
-        versions = self._versions()
+        now = stamp(self._buffers)
         packed = self._packed
-        if packed is None or packed[0] != versions:
+        if packed is None or packed[0] != now:
             views = {name: buffer.view for name, buffer in self._buffers.items()}
-            packed = self._packed = versions, self._engine().pack(self._arrays(views))
+            packed = self._packed = now, self._engine().pack(self._arrays(views))
         return packed[1]
 
     def _call_weights(self, drawn: variants.Masks) -> Any:
@@ -230,35 +228,15 @@ class Recurrent(Module):
 
     def _short_call(self, x: Any, state: State) -> Any:
         """(y, state) where the arguments need no more than a look, else None: a short call is mostly overhead."""
-        if self._is_one_cell and not self.zoneout:
+        if self.zoneout:
+            return None
+        if self._is_one_cell:
             if self._stepper is None:
-                self._stepper = Stepper(list(self._buffers.values()), self._weights, 3)
+                self._stepper = Stepper(self._buffers, self._weights, 3)
             stepped = self._stepper.layer_step(x, state, self.batch_first)
             if stepped is not None:
                 return stepped
-        return self._run_plain(x, state) if self._is_plain(x, state) else None
-
-    def _is_plain(self, x: Any, state: State) -> bool:
-        engine = self._engine()
-        if self.zoneout or not engine.takes(x):
-            return False
-        batch = x.shape[0 if self.batch_first else 1]
-        if state is None:
-            return True
-        if not self._has_c:
-            return bool(engine.takes_state(state, batch, False))
-        return (type(state) is tuple and len(state) == 2
-                and engine.takes_state(state[0], batch, False) and engine.takes_state(state[1], batch, True))
-
-    def _run_plain(self, x: Any, state: State) -> Any:
-        first, second, _ = x.shape
-        steps, batch = (second, first) if self.batch_first else (first, second)
-        h, c = self._new_states(batch)
-        h0, c0 = state if self._has_c and state is not None else (state, None)
-        y = np.empty((first, second, self._directions * self._out), self.dtype)
-        layout = "batch_first" if self.batch_first else "time_major"
-        self._engine().forward(self._weights(), x, y, layout, steps, batch, None, h0, c0, h, c)
-        return y, h if c is None else (h, c)
+        return self._engine().plain_call(self._weights(), x, state, self.batch_first)
 
     def forward(self, x: ArrayLike | Ragged, state: State = None, lengths: ArrayLike | None = None, *,
                 embedding: Embedding | None = None, return_all_states: bool = False, recompute: bool = False) -> Any:
@@ -280,14 +258,14 @@ class Recurrent(Module):
         states: list[Array | None] = self._every_state(source) if every else [None, None]
         masks = self._masks(source) if keep and self.dropout and self.num_layers > 1 else None
         drawn = self._draw(source, masks) if keep else {}
-        versions, weights = self._versions(), self._call_weights(drawn)
+        now, weights = stamp(self._buffers), self._call_weights(drawn)
         rows = None if source.looked is None else source.looked.rows
         engine = self._engine().forward(
             weights, source.array, y, source.layout, source.steps, source.batch, source.lengths,
             h0, c0, final[0], final[1], keep, masks, *states, variant=variants.for_engine(self, drawn),
             table=None if rows is None else weights.table(rows, self._directions),
         )
-        tape = Tape(engine, versions, source, drawn, every) if keep else None
+        tape = Tape(engine, now, source, drawn, every) if keep else None
         return source.result(y), self._public_state(states if every else final, source.unbatched), tape
 
     def _every_state(self, source: Sequences) -> list[Array | None]:
@@ -348,7 +326,7 @@ class Recurrent(Module):
         network = tape.engine.network if isinstance(tape, Tape) else getattr(tape, "engine", None)
         if not isinstance(tape, (Tape, recompute.Checkpoints)) or network is not self._engine():
             raise ValueError(f"tape: expected one that this layer's forward made, got {type(tape).__name__}")
-        if tape.versions != self._versions():
+        if tape.stamp != stamp(self._buffers):
             raise ValueError("tape: expected the weights of its forward, got weights that have been written since")
 
     def _final_gradients(self, tape: Tape, dstate: State) -> list[Array | None]:

@@ -31,7 +31,7 @@ LAYOUTS = {"time_major": TIME_MAJOR, "batch_first": BATCH_FIRST, "concatenated":
            "packed": PACKED}  # as torch's PackedSequence: our compact rows, of sequences from the longest down
 
 cdef enum:
-    # Tokens of the steps that are taken together: forward, for each thread, those whose gates are then in its cache, and
+    # Tokens of the steps that are taken together: forward, for each thread, those whose gates are then in its cache;
     # backward, whatever the threads, those whose part of the weights' gradients is summed at once.
     CHUNK_TOKENS = 256
     # Below this many multiply-adds a step and thread, a barrier costs more than another thread saves.
@@ -118,13 +118,8 @@ cdef class Network:
         return cnp.PyArray_DIM(x, 2) == columns and cnp.PyArray_TYPE(x) == (
             cnp.NPY_FLOAT32 if self.kernels.itemsize == 4 else cnp.NPY_FLOAT64)
 
-    def takes(self, x):
-        """Whether the engine can read this input as it lies."""
-        return self.reads(x, self.inputs)
-
-    def takes_state(self, state, ptrdiff_t batch, bint is_c):
-        """Whether the engine can read this h, or c, as it lies."""
-        return (self.reads(state, self.units if is_c else self.out) and cnp.PyArray_DIM(state, 1) == batch
+    cdef bint reads_state(self, state, ptrdiff_t rows, ptrdiff_t columns) noexcept:
+        return (self.reads(state, columns) and cnp.PyArray_DIM(state, 1) == rows
                 and cnp.PyArray_DIM(state, 0) == self.layers * self.directions)
 
     # -- threads
@@ -183,7 +178,7 @@ cdef class Network:
         cdef size_t each = padded(passes, sizeof(Pass)) // passes + 6 * padded(rows * units, itemsize)
         each += (not keep) * padded(chunk * gates, itemsize) + padded(rows * gates, itemsize)
         each += 5 * padded(rows, sizeof(char *))
-        cdef size_t total = passes * (each + 64) + threads * padded(2 * chunk, sizeof(void *))
+        cdef size_t total = passes * (each + 64) + threads * padded(3 * chunk, sizeof(void *))
         if not keep:
             total += self.layers * padded(tokens * self.directions * self.out, itemsize)
         return total + 4096
@@ -234,7 +229,7 @@ cdef class Network:
         if masks is not None:
             call.masks = <View *>memory.take(self.layers * sizeof(View))
         self.set_passes(&call, weights, memory, scratch, keep, x, y, code, steps, offsets, masks, all_h, all_c, table)
-        call.pointers_each = 2 * chunk
+        call.pointers_each = 3 * chunk
         call.pointers = <void **>scratch.take(threads * call.pointers_each * sizeof(void *))
         cdef int i
         for i in range(self.layers * self.directions):
@@ -257,6 +252,31 @@ cdef class Network:
         tape.arrays, tape.layout, tape.offsets, tape.user_steps = (x, y, h0, plan), code, offsets, steps
         tape.masks, tape.variant, tape.table = masks, variant, table
         return tape
+
+    def plain_call(self, Weights weights, x, state, bint batch_first):
+        """(y, state) of a padded batch without lengths; None where x or the state is not as the engine reads it."""
+        cdef bint has_c = self.cell == RC_LSTM
+        h0 = c0 = None
+        if not self.reads(x, self.inputs):
+            return None
+        cdef ptrdiff_t rows = cnp.PyArray_DIM(x, not batch_first)
+        if state is not None:
+            if has_c and (type(state) is not tuple or len(state) != 2):
+                return None
+            h0, c0 = state if has_c else (state, None)
+            if not self.reads_state(h0, rows, self.out) or has_c and not self.reads_state(c0, rows, self.units):
+                return None
+        y = self.empty(cnp.PyArray_DIM(x, 0), cnp.PyArray_DIM(x, 1), self.directions * self.out)
+        h = self.empty(self.layers * self.directions, rows, self.out)
+        c = self.empty(self.layers * self.directions, rows, self.units) if has_c else None
+        self.forward(weights, x, y, "batch_first" if batch_first else "time_major", cnp.PyArray_DIM(x, batch_first),
+                     rows, None, h0, c0, h, c)
+        return y, (h, c) if has_c else h
+
+    cdef object empty(self, cnp.npy_intp first, cnp.npy_intp second, cnp.npy_intp columns):
+        cdef cnp.npy_intp shape[3]
+        shape[0], shape[1], shape[2] = first, second, columns
+        return cnp.PyArray_EMPTY(3, shape, cnp.NPY_FLOAT32 if self.kernels.itemsize == 4 else cnp.NPY_FLOAT64, 0)
 
     cdef double work_of(self, Weights weights) noexcept:
         """Multiply-adds for one token."""

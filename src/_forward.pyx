@@ -24,6 +24,13 @@ cdef struct Part:
     ptrdiff_t out_begin, out_end           # panels of W_hr
 
 
+cdef struct Rows:
+    # Pointers to the rows of a chunk's tokens, as many as it may have of each kind.
+    void **x
+    void **gates
+    void **y
+
+
 # ---------------------------------------------------------------------------------------------------------- memory
 
 
@@ -100,36 +107,36 @@ cdef inline ptrdiff_t enter_step(const Batch *b, const Team *team, ptrdiff_t t, 
     return part.row_end - part.row_begin
 
 
-cdef void project_inputs(Pass *p, const Batch *b, Part *part, const Team *team, ptrdiff_t begin, ptrdiff_t end,
-                         void **gates, void **pointers) noexcept nogil:
-    """W x + b for this thread's tokens of steps [begin, end), in ascending order of time; `gates` gets where each one's
-    gate row is: with a table it is there already, a tape's is computed in its place, others in the chunk's buffer.
-    `pointers` gets where each one's output goes."""
+cdef ptrdiff_t locate(const Pass *p, const Batch *b, Part *part, const Team *team, ptrdiff_t begin, ptrdiff_t end,
+                      const Rows *rows) noexcept nogil:
+    """Where this thread's tokens of steps [begin, end) lie, in ascending order of time, and how many they are. Gate
+    rows of a table are there already, a tape's are computed in their place, others in the chunk's buffer."""
     cdef ptrdiff_t n = 0, t, m, row = rc_row_size(&p.d.w, p.kernels.lanes) * <ptrdiff_t>p.kernels.itemsize
-    cdef rc_gemm job
+    cdef char *gates = p.gates if p.saved == NULL else p.saved + b.first[begin] * row
     for t in range(begin, end):
         enter_step(b, team, t, part)
         for m in range(part.row_begin, part.row_end):
-            pointers[n] = token(&p.x, b, t, m)
+            rows.x[n], rows.y[n] = token(&p.x, b, t, m), token(&p.y, b, t, m)
             if p.table != NULL:
-                gates[n] = p.table + (<int64_t *>pointers[n])[0] * row
-            elif p.saved != NULL:
-                gates[n] = p.saved + (b.first[t] + m) * row
+                rows.gates[n] = p.table + (<int64_t *>rows.x[n])[0] * row
             else:
-                gates[n] = p.gates + (b.first[t] - b.first[begin] + m) * row
+                rows.gates[n] = gates + (b.first[t] - b.first[begin] + m) * row
             n += 1
+    return n
+
+
+cdef void project_inputs(Pass *p, const Batch *b, Part *part, const Team *team, ptrdiff_t begin, ptrdiff_t end,
+                         const Rows *rows) noexcept nogil:
+    """W x + b for this thread's tokens of steps [begin, end)."""
+    cdef ptrdiff_t n = locate(p, b, part, team, begin, end, rows)
+    cdef rc_gemm job
     if p.table == NULL:
-        job = product_job(p.kernels, &p.d.w, p.d.w_packed, p.d.bias, False, True, rows_by(pointers), rows_by(gates), n)
+        job = product_job(p.kernels, &p.d.w, p.d.w_packed, p.d.bias, False, True, rows_by(rows.x), rows_by(rows.gates),
+                          n)
         job.panel_begin, job.panel_end = part.gates_begin, part.gates_end
         p.kernels.gemm(&job)
     if p.d.normed:
-        normalise_inputs(p, b, part, team, begin, end, gates)
-    n = 0
-    for t in range(begin, end):
-        enter_step(b, team, t, part)
-        for m in range(part.row_begin, part.row_end):
-            pointers[n] = token(&p.y, b, t, m)
-            n += 1
+        normalise_inputs(p, b, part, team, begin, end, rows.gates)
 
 
 cdef inline ptrdiff_t hat_row(const Pass *p, const Batch *b, const Part *part, ptrdiff_t t) noexcept nogil:
@@ -321,8 +328,8 @@ cdef void many_steps(Pass *p, const Batch *b, const Part *part, rc_step *s, ptrd
 
 
 cdef bint chunk_steps(Pass *p, const Batch *b, Part *part, Team *team, ptrdiff_t begin, ptrdiff_t end,
-                      void **gates, void **outputs) noexcept nogil:
-    """The recurrence over steps [begin, end), whose gate rows and outputs lie where `gates` and `outputs` say."""
+                      const Rows *rows) noexcept nogil:
+    """The recurrence over steps [begin, end)."""
     cdef ptrdiff_t i = 0, t, n, count, done, before = 0
     cdef rc_step s
     if p.reverse:
@@ -337,7 +344,7 @@ cdef bint chunk_steps(Pass *p, const Batch *b, Part *part, Team *team, ptrdiff_t
         count = steps_alike(p, b, team, t, end - begin - i)
         if p.reverse:
             before -= n
-        s.gates, s.y = rows_by(gates + before), rows_by(outputs + before)
+        s.gates, s.y = rows_by(rows.gates + before), rows_by(rows.y + before)
         if n > 0 or team.units:
             set_step(p, b, part, &s, t, done)
             if count > 1:
@@ -353,21 +360,22 @@ cdef bint chunk_steps(Pass *p, const Batch *b, Part *part, Team *team, ptrdiff_t
 
 cdef bint forward_chunks(Pass *p, const Batch *b, Team *team, const Chunks *chunks, ptrdiff_t first, ptrdiff_t last,
                          void **pointers) noexcept nogil:
-    """This thread's part of chunks [first, last). `pointers` holds 2 * chunks.tokens of them. True when the call
+    """This thread's part of chunks [first, last). `pointers` holds 3 * chunks.tokens of them. True when the call
     is to be left."""
     cdef Part part
     cdef ptrdiff_t i, at, begin, end
-    cdef void **gates = pointers + chunks.tokens
+    cdef Rows rows
+    rows.x, rows.gates, rows.y = pointers, pointers + chunks.tokens, pointers + 2 * chunks.tokens
     panels_of(p, &p.d.w, team, &part.gates_begin, &part.gates_end)
     panels_of(p, &p.d.rn, team, &part.rn_begin, &part.rn_end)
     panels_of(p, &p.d.p, team, &part.out_begin, &part.out_end)
     for i in range(last - first):
         at = last - 1 - i if p.reverse else first + i
         begin, end = chunks.begin[at], chunks.begin[at + 1]
-        project_inputs(p, b, &part, team, begin, end, gates, pointers)
+        project_inputs(p, b, &part, team, begin, end, &rows)
         if p.d.cell == RC_GRU_RESET_BEFORE and team.units and meet(team):  # R_n's panels are others than W's
             return True
-        if chunk_steps(p, b, &part, team, begin, end, gates, pointers):
+        if chunk_steps(p, b, &part, team, begin, end, &rows):
             return True
         if team.meets and not team.units and meet(team):  # now and then, so that all can leave
             return True

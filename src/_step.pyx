@@ -11,7 +11,7 @@ import numpy as np
 cimport numpy as cnp
 
 from rnn_core._kernels cimport *
-from rnn_core._parameters cimport Buffer
+from rnn_core._parameters cimport stamp
 from rnn_core._plan cimport Block, Direction, Weights, block, padded, product_job, rows_at, share, whole
 from rnn_core._runtime cimport fp_begin, fp_end, kernels_f32, num_threads, run
 
@@ -70,7 +70,7 @@ cdef class Stepper:
     has been written, `pack` is asked again. Arrays have `dims` axes, of which all but the last count rows."""
     cdef Weights weights
     cdef object pack
-    cdef list buffers
+    cdef dict buffers
     cdef Py_ssize_t stamp
     cdef int dims
     cdef Block memory
@@ -84,16 +84,8 @@ cdef class Stepper:
     cdef readonly bint busy            # a thread without the GIL is using `memory`
     cdef object zeros                  # a layer's state where the caller gives none: (1, rows, units)
 
-    def __init__(self, list buffers, pack, int dims=2):
+    def __init__(self, dict buffers, pack, int dims=2):
         self.buffers, self.pack, self.dims, self.stamp, self.rows = buffers, pack, dims, -1, -1
-
-    cdef Py_ssize_t versions(self) noexcept:
-        """Moves with every write to a parameter, since versions only grow."""
-        cdef Py_ssize_t total = 0
-        cdef Buffer b
-        for b in self.buffers:
-            total += b.version
-        return total
 
     cdef int prepare(self, Weights weights, ptrdiff_t rows) except -1:
         """Everything about a step of `rows` rows that does not change from call to call."""
@@ -152,15 +144,15 @@ cdef class Stepper:
 
     cdef bint is_ready(self, ptrdiff_t rows) except? False:
         """Whether a step of `rows` rows can be done here, with the weights as they are now."""
-        cdef Py_ssize_t stamp = self.versions()
+        cdef Py_ssize_t now = stamp(self.buffers)
         if self.busy:
             return False
-        if self.rows != rows or self.stamp != stamp:
+        if self.rows != rows or self.stamp != now:
             weights = self.pack()
             if self.busy:  # packing is Python, and lets go of the GIL: another thread's step may have begun meanwhile
                 return False
             self.prepare(weights, rows)
-            self.stamp = stamp
+            self.stamp = now
         return self.weights.kernels == kernels_f32()
 
     cdef bint do_step(self, x, h, c, out_h, out_c):
@@ -190,11 +182,20 @@ cdef class Stepper:
         return True
 
     def step(self, x, h, c, out_h, out_c):
-        """A cell's step, if everything fits; False (and nothing done) if it does not. c and out_c: None but for an
-        LSTM. out_h may be h and out_c may be c."""
-        if not cnp.PyArray_CheckExact(x) or cnp.PyArray_NDIM(x) != 2:
-            return False
-        return self.is_ready(cnp.PyArray_DIM(x, 0)) and self.do_step(x, h, c, out_h, out_c)
+        """A cell's step: the state after it, which is out_h (with out_c for an LSTM), or new arrays where that is None.
+        None, and nothing done, if something does not fit. c and out_c: None but for an LSTM. out_h may be h and out_c
+        may be c."""
+        if not cnp.PyArray_CheckExact(x) or cnp.PyArray_NDIM(x) != 2 or not self.is_ready(cnp.PyArray_DIM(x, 0)):
+            return None
+        cdef bint lstm = self.weights.directions.cell == RC_LSTM
+        cdef cnp.npy_intp shape[2]
+        if out_h is None and out_c is None:
+            shape[0], shape[1] = self.rows, self.weights.directions.units
+            out_h = cnp.PyArray_EMPTY(2, shape, cnp.NPY_FLOAT32, 0)
+            out_c = cnp.PyArray_EMPTY(2, shape, cnp.NPY_FLOAT32, 0) if lstm else None
+        if not self.do_step(x, h, c, out_h, out_c):
+            return None
+        return (out_h, out_c) if lstm else out_h
 
     def layer_step(self, x, state, bint batch_first):
         """(y, state) of a layer whose sequences have one step; None where that is not so or something does not fit."""

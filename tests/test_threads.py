@@ -105,11 +105,11 @@ def test_a_step_that_packs_leaves_the_memory_of_one_that_runs():
         return cell._weights()
 
     stepper = None
-    made = Stepper(list(cell._buffers.values()), pack)
-    assert made.step(x, h, None, found, None)
+    made = Stepper(cell._buffers, pack)
+    assert made.step(x, h, None, found, None) is found
     stepper = made
     out = np.empty_like(small)
-    assert not stepper.step(small, small, None, out, None)  # left to the general path
+    assert stepper.step(small, small, None, out, None) is None  # left to the general path
     running[0].join()
     np.testing.assert_array_equal(found, want)
 
