@@ -1,8 +1,9 @@
 /* The cells. Each one's forward and backward stand side by side; equations and gate orders are in docs/equations.md.
  *
- * Forward gets the vectors of one unit vector (LANES hidden units) of one sequence while they are in registers:
- * z[g * next] holds gate g; the vectors of several sequences lie between,
- * so that activations run over all of them side by side. Backward gets dh of the same units and what forward saved.
+ * Forward gets a finished tile of rows (sequences) x panels: z[v * tiles + i] is vector v of tile i = p * rows + r, so
+ * that activations run over all of a gate's vectors side by side. It is inlined into every shape of a tile, where rows
+ * and panels are constants, and only the activations are calls; z lies on the stack, in L1. Backward gets dh of one
+ * unit vector (LANES hidden units) of one sequence and what forward saved.
  */
 
 /* Where unit vector j of a row lies. */
@@ -25,15 +26,26 @@ INLINE void store_units(real *row, ptrdiff_t j, ptrdiff_t units, vf v) {
     else v_store_n(row + j * LANES, v, left);
 }
 
-INLINE void save_gates(const rc_step *s, ptrdiff_t row, ptrdiff_t j, const int gates, const vf *z, int next) {
-    if (!has_rows(&s->saved)) return;
-    real *p = row_of(&s->saved, row) + j * gates * LANES;
-    UNROLL for (int i = 0; i < gates; i++) v_store(p + i * LANES, z[i * next]);
+#define EACH_TILE(p, r) UNROLL for (int p = 0; p < panels; p++) UNROLL for (int r = 0; r < rows; r++)
+
+/* The first `vectors` vectors of a tile's panels to rows that have `size` of them for each panel, if there are any. */
+INLINE void store_tile(const rc_rows *to, ptrdiff_t row, ptrdiff_t panel, const int rows, const int panels,
+                       const int vectors, const int size, const vf *z) {
+    real *at[MAX_ROWS];
+    if (!has_rows(to)) return;
+    rows_of(to, row, rows, at);
+    EACH_VECTOR(p, r, v) v_store(at[r] + ((panel + p) * size + v) * LANES, z[(v * panels + p) * rows + r]);
 }
 
-INLINE void emit_h(const rc_step *s, ptrdiff_t row, ptrdiff_t j, vf h) {
-    v_store(unit_of(&s->h_next, row, j), h);
-    if (has_rows(&s->y)) store_units(row_of(&s->y, row), j, s->shape.units, h);
+/* The new h, of `vectors` unit vectors for each panel, to the state and to y. */
+INLINE void emit_h(const rc_step *s, ptrdiff_t row, ptrdiff_t panel, const int rows, const int panels,
+                   const int vectors, const int size, const vf *z) {
+    real *y[MAX_ROWS];
+    store_tile(&s->h_next, row, panel, rows, panels, vectors, size, z);
+    if (!has_rows(&s->y)) return;
+    rows_of(&s->y, row, rows, y);
+    EACH_VECTOR(p, r, v)
+        store_units(y[r], (panel + p) * size + v, s->shape.units, z[(v * panels + p) * rows + r]);
 }
 
 INLINE vf one_minus(vf a) { return v_sub(v_set1(1), a); }
@@ -49,10 +61,14 @@ INLINE void emit_dz(const rc_step_back *s, ptrdiff_t row, ptrdiff_t j, int g, vf
 /* ---------------------------------------------------------------------------------------------------------- RNN
  * h = tanh(z) or max(z, 0) */
 
-INLINE void rnn_forward(const rc_step *s, ptrdiff_t row, ptrdiff_t j, vf z) {
-    vf h = s->cell == RC_RNN_TANH ? z : v_max(v_zero(), z); /* tanh has been taken */
-    save_gates(s, row, j, 1, &h, 1);
-    emit_h(s, row, j, h);
+INLINE void rnn_forward(const rc_step *s, ptrdiff_t row, ptrdiff_t panel, const int rows, const int panels,
+                        const int vectors, vf *z) {
+    const int count = rows * panels * vectors;
+    if (s->cell != RC_RNN_TANH) UNROLL for (int i = 0; i < count; i++) z[i] = v_max(v_zero(), z[i]);
+    else if (count > SIDE_BY_SIDE) tanh_all(z, count);
+    else v_tanhs(count > SIDE_BY_SIDE ? SIDE_BY_SIDE : count, z); /* of a single row the next step waits for it */
+    store_tile(&s->saved, row, panel, rows, panels, vectors, 4, z);
+    emit_h(s, row, panel, rows, panels, vectors, 4, z);
 }
 
 INLINE void rnn_backward(const enum rc_cell cell, const rc_step_back *s, ptrdiff_t row, ptrdiff_t j, vf dh) {
@@ -65,19 +81,26 @@ INLINE void rnn_backward(const enum rc_cell cell, const rc_step_back *s, ptrdiff
 /* --------------------------------------------------------------------------------------------------------- LSTM
  * i, f, o = sigmoid(z_i, z_f, z_o), g = tanh(z_g);  c = f c_prev + i g;  h = o tanh(c) */
 
-/* The gates are activated. Leaves c in the place of i, of which the tanh is taken next. */
-INLINE void lstm_forward_c(const rc_step *s, ptrdiff_t row, ptrdiff_t j, vf *z, int next) {
-    real *c_row = unit_of(&s->c, row, j);
-    vf c_prev = v_load(c_row);
-    vf c = v_fma(z[next], c_prev, v_mul(z[0], z[2 * next]));
-    save_gates(s, row, j, 4, z, next);
-    if (has_rows(&s->saved_unit)) v_store(unit_of(&s->saved_unit, row, j), c_prev);
-    v_store(c_row, c);
-    z[0] = c;
-}
-
-INLINE void lstm_forward_h(const rc_step *s, ptrdiff_t row, ptrdiff_t j, const vf *z, int next) {
-    emit_h(s, row, j, v_mul(z[3 * next], z[0]));
+INLINE void lstm_forward(const rc_step *s, ptrdiff_t row, ptrdiff_t panel, const int rows, const int panels, vf *z) {
+    const int tiles = rows * panels;
+    vf *i = z, *f = z + tiles, *g = z + 2 * tiles, *o = z + 3 * tiles, *c_prev = f, *c = i, *h = i;
+    real *state[MAX_ROWS];
+    sigmoid_all(i, 2 * tiles);
+    tanh_all(g, tiles);
+    sigmoid_all(o, tiles);
+    store_tile(&s->saved, row, panel, rows, panels, 4, 4, z);
+    rows_of(&s->c, row, rows, state);
+    EACH_TILE(p, r) {
+        const int t = p * rows + r;
+        const vf before = v_load(state[r] + (panel + p) * LANES);
+        c[t] = v_fma(f[t], before, v_mul(i[t], g[t]));
+        c_prev[t] = before;
+    }
+    store_tile(&s->saved_unit, row, panel, rows, panels, 1, 1, c_prev);
+    store_tile(&s->c, row, panel, rows, panels, 1, 1, c);
+    tanh_all(c, tiles);
+    UNROLL for (int t = 0; t < tiles; t++) h[t] = v_mul(o[t], c[t]);
+    emit_h(s, row, panel, rows, panels, 1, 1, h);
 }
 
 /* c, of which backward takes the tanh again. */
@@ -121,15 +144,25 @@ INLINE void lstm_backward(const rc_step_back *s, ptrdiff_t row, ptrdiff_t j, vf 
 
 INLINE vf gru_mix(vf z, vf n, vf h_prev) { return v_fma(z, v_sub(h_prev, n), n); }
 
-/* r and z are activated. Leaves n, of which the tanh is taken next, in the place of R_n h + b_hn. */
-INLINE void gru_forward_n(const rc_step *s, ptrdiff_t row, ptrdiff_t j, vf *z, int next) {
-    if (has_rows(&s->saved_unit)) v_store(unit_of(&s->saved_unit, row, j), z[2 * next]);
-    z[2 * next] = v_fma(z[0], z[2 * next], v_load(row_of(&s->gates, row) + (j * 3 + 2) * LANES));
-}
-
-INLINE void gru_forward_h(const rc_step *s, ptrdiff_t row, ptrdiff_t j, const vf *z, int next) {
-    save_gates(s, row, j, 3, z, next);
-    emit_h(s, row, j, gru_mix(z[next], z[2 * next], v_load(unit_of(&s->h_prev, row, j))));
+INLINE void gru_forward(const rc_step *s, ptrdiff_t row, ptrdiff_t panel, const int rows, const int panels, vf *z) {
+    const int tiles = rows * panels;
+    vf *reset = z, *update = z + tiles, *n = z + 2 * tiles; /* n: so far R_n h + b_hn */
+    real *gates[MAX_ROWS], *h[MAX_ROWS];
+    sigmoid_all(z, 2 * tiles);
+    store_tile(&s->saved_unit, row, panel, rows, panels, 1, 1, n);
+    rows_of(&s->gates, row, rows, gates);
+    EACH_TILE(p, r) {
+        const int t = p * rows + r;
+        n[t] = v_fma(reset[t], n[t], v_load(gates[r] + ((panel + p) * 3 + 2) * LANES));
+    }
+    tanh_all(n, tiles);
+    store_tile(&s->saved, row, panel, rows, panels, 3, 3, z);
+    rows_of(&s->h_prev, row, rows, h);
+    EACH_TILE(p, r) {
+        const int t = p * rows + r;
+        n[t] = gru_mix(update[t], n[t], v_load(h[r] + (panel + p) * LANES));
+    }
+    emit_h(s, row, panel, rows, panels, 1, 1, n);
 }
 
 INLINE void gru_backward(const rc_step_back *s, ptrdiff_t row, ptrdiff_t j, vf dh) {
@@ -149,18 +182,35 @@ INLINE void gru_backward(const rc_step_back *s, ptrdiff_t row, ptrdiff_t j, vf d
  * r, z = sigmoid(z_r, z_z);  n = tanh(x_n + b_hn + R_n (r h));  h = n + z (h_prev - n)     (Cho et al. 2014)
  * Two products a step, so two phases: R_n needs r h of all units. */
 
-INLINE void gru_rz_forward(const rc_step *s, ptrdiff_t row, ptrdiff_t j, vf r, vf update) {
-    v_store(unit_of(&s->reset, row, j), v_mul(r, v_load(unit_of(&s->h_prev, row, j))));
-    v_store(unit_of(&s->c, row, j), update);
-    if (!has_rows(&s->saved)) return;
-    real *p = row_of(&s->saved, row) + j * 3 * LANES;
-    v_store(p, r);
-    v_store(p + LANES, update);
+INLINE void gru_rz_forward(const rc_step *s, ptrdiff_t row, ptrdiff_t panel, const int rows, const int panels, vf *z) {
+    const int tiles = rows * panels;
+    vf *reset = z, *update = z + tiles;
+    real *h[MAX_ROWS];
+    sigmoid_all(z, 2 * tiles);
+    store_tile(&s->saved, row, panel, rows, panels, 2, 3, z);
+    store_tile(&s->c, row, panel, rows, panels, 1, 1, update);
+    rows_of(&s->h_prev, row, rows, h);
+    EACH_TILE(p, r) reset[p * rows + r] = v_mul(reset[p * rows + r], v_load(h[r] + (panel + p) * LANES));
+    store_tile(&s->reset, row, panel, rows, panels, 1, 1, reset);
 }
 
-INLINE void gru_n_forward(const rc_step *s, ptrdiff_t row, ptrdiff_t j, vf n) {
-    if (has_rows(&s->saved)) v_store(row_of(&s->saved, row) + (j * 3 + 2) * LANES, n);
-    emit_h(s, row, j, gru_mix(v_load(unit_of(&s->c, row, j)), n, v_load(unit_of(&s->h_prev, row, j))));
+INLINE void gru_n_forward(const rc_step *s, ptrdiff_t row, ptrdiff_t panel, const int rows, const int panels,
+                          const int vectors, vf *n) {
+    real *saved[MAX_ROWS], *update[MAX_ROWS], *h[MAX_ROWS];
+    tanh_all(n, vectors * rows * panels);
+    if (has_rows(&s->saved)) {
+        rows_of(&s->saved, row, rows, saved);
+        EACH_VECTOR(p, r, v)
+            v_store(saved[r] + (((panel + p) * 4 + v) * 3 + 2) * LANES, n[(v * panels + p) * rows + r]);
+    }
+    rows_of(&s->c, row, rows, update);
+    rows_of(&s->h_prev, row, rows, h);
+    EACH_VECTOR(p, r, v) {
+        const ptrdiff_t at = ((panel + p) * 4 + v) * LANES;
+        vf *one = &n[(v * panels + p) * rows + r];
+        *one = gru_mix(v_load(update[r] + at), *one, v_load(h[r] + at));
+    }
+    emit_h(s, row, panel, rows, panels, vectors, 4, n);
 }
 
 INLINE void gru_n_backward(const rc_step_back *s, ptrdiff_t row, ptrdiff_t j, vf dh) {
@@ -210,56 +260,15 @@ INLINE void step_start(enum kind kind, const rc_step *s, ptrdiff_t row, ptrdiff_
     }
 }
 
-/* The cell on a finished tile of rows x panels; z[v * tiles + i] is vector v of the i-th, rows of a panel side by side.
- * Not inlined, so that each cell's code stands once and not once for each shape of a tile; z comes through the stack,
- * in L1. */
-static __attribute__((noinline)) void step_finish(const rc_step *s, ptrdiff_t row, ptrdiff_t panel, int rows,
-                                                  int panels, int vectors, vf *z) {
-    const int tiles = rows * panels;
-#define EACH_TILE for (int p = 0, i = 0; p < panels; p++) for (int r = 0; r < rows; r++, i++)
-#define ROW row + r
-#define PANEL (panel + p)
-    switch (s->cell) {
-    case RC_LSTM:
-        sigmoid_all(z, 2 * tiles);
-        tanh_all(z + 2 * tiles, tiles);
-        sigmoid_all(z + 3 * tiles, tiles);
-        EACH_TILE lstm_forward_c(s, ROW, PANEL, z + i, tiles);
-        tanh_all(z, tiles);
-        EACH_TILE lstm_forward_h(s, ROW, PANEL, z + i, tiles);
-        break;
-    case RC_GRU:
-        sigmoid_all(z, 2 * tiles);
-        EACH_TILE gru_forward_n(s, ROW, PANEL, z + i, tiles);
-        tanh_all(z + 2 * tiles, tiles);
-        EACH_TILE gru_forward_h(s, ROW, PANEL, z + i, tiles);
-        break;
-    case RC_GRU_RESET_BEFORE:
-        if (s->phase == 0) {
-            sigmoid_all(z, 2 * tiles);
-            EACH_TILE gru_rz_forward(s, ROW, PANEL, z[i], z[tiles + i]);
-            break;
-        }
-        tanh_all(z, vectors * tiles);
-        for (int v = 0; v < vectors; v++) EACH_TILE gru_n_forward(s, ROW, PANEL * 4 + v, z[v * tiles + i]);
-        break;
-    default:
-        if (s->cell == RC_RNN_TANH) tanh_all(z, vectors * tiles);
-        for (int v = 0; v < vectors; v++) EACH_TILE rnn_forward(s, ROW, PANEL * 4 + v, z[v * tiles + i]);
+INLINE void step_finish(enum kind kind, const rc_step *s, ptrdiff_t row, ptrdiff_t panel, const int rows,
+                        const int panels, const int vectors, vf *z) {
+    switch (kind) {
+    case LSTM: lstm_forward(s, row, panel, rows, panels, z); break;
+    case GRU: gru_forward(s, row, panel, rows, panels, z); break;
+    case GRU_RZ: gru_rz_forward(s, row, panel, rows, panels, z); break;
+    case GRU_N: gru_n_forward(s, row, panel, rows, panels, vectors, z); break;
+    default: rnn_forward(s, row, panel, rows, panels, vectors, z);
     }
-#undef EACH_TILE
-#undef ROW
-#undef PANEL
-}
-
-/* An RNN's cell on a tile of one row and panel: it is short, and what comes next waits for it. */
-INLINE void rnn_finish(const rc_step *s, ptrdiff_t row, ptrdiff_t panel, const int vectors, vf *z) {
-    const int first = vectors < SIDE_BY_SIDE ? vectors : SIDE_BY_SIDE;
-    if (s->cell == RC_RNN_TANH) {
-        v_tanhs(first, z);
-        if (vectors > first) v_tanhs(vectors - first, z + first);
-    }
-    UNROLL for (int v = 0; v < vectors; v++) rnn_forward(s, row, panel * 4 + v, z[v]);
 }
 
 static enum kind kind_of(const rc_step *s) {

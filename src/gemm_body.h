@@ -83,14 +83,9 @@ INLINE void tile_finish(enum kind kind, const void *job, ptrdiff_t row, ptrdiff_
         gemm_finish(job, row, panel, rows, panels, vectors, acc);
         return;
     }
-    if (kind == RNN && rows * panels == 1) {
-        rnn_finish(job, row, panel, vectors, acc[0]);
-        return;
-    }
-    const int tiles = rows * panels;
     vf z[4 * MAX_ROWS];
-    EACH_VECTOR(p, r, v) z[v * tiles + p * rows + r] = acc[p * rows + r][v];
-    step_finish(job, row, panel, rows, panels, vectors, z);
+    EACH_VECTOR(p, r, v) z[(v * panels + p) * rows + r] = acc[p * rows + r][v];
+    step_finish(kind, job, row, panel, rows, panels, vectors, z);
 }
 
 static void gemm(const rc_gemm *job) {

@@ -224,7 +224,7 @@ static void run_panel(const tiles *by_rows, const product *g, ptrdiff_t panel) {
     const ptrdiff_t most = TILE_VECTORS / vectors < MAX_ROWS ? TILE_VECTORS / vectors : MAX_ROWS, k = g->shape->k;
     const ptrdiff_t rows = g->row_end - g->row_begin, count = (rows + most - 1) / most;
     const int fetch = bytes_of(g) > FAR && (count > 1 || rows > WIDE_ROWS);
-    const ptrdiff_t step = fetch ? (vectors * LANES + count - 1) / count : 0; /* of a row of the next panel, each tile */
+    const ptrdiff_t step = fetch ? (vectors * LANES + count - 1) / count : 0; /* a tile's part of a row of k */
     const real *b = panel_of(g, panel), *next = panel_of(g, panel_after(g, panel));
     for (ptrdiff_t t = 0, row = g->row_begin; row < g->row_end; t++) {
         const ptrdiff_t size = rows / count + (t < rows % count);
