@@ -1,9 +1,9 @@
 /* The cells. Each one's forward and backward stand side by side; equations and gate orders are in docs/equations.md.
  *
- * Forward gets a finished tile of rows (sequences) x panels: z[v * tiles + i] is vector v of tile i = p * rows + r, so
- * that activations run over all of a gate's vectors side by side. It is inlined into every shape of a tile, where rows
- * and panels are constants, and only the activations are calls; z lies on the stack, in L1. Backward gets dh of one
- * unit vector (LANES hidden units) of one sequence and what forward saved.
+ * Forward gets a finished tile of n = rows (sequences) x panels: z[v * n + p * rows + r] is vector v of panel p of row
+ * r, so that activations run over all of a gate's vectors side by side. It is inlined into every shape of a tile, where
+ * rows and panels are constants, and only the activations are calls; z lies on the stack, in L1. Backward gets dh of
+ * one unit vector (LANES hidden units) of one sequence and what forward saved.
  */
 
 /* Where unit vector j of a row lies. */
@@ -26,26 +26,38 @@ INLINE void store_units(real *row, ptrdiff_t j, ptrdiff_t units, vf v) {
     else v_store_n(row + j * LANES, v, left);
 }
 
-#define EACH_TILE(p, r) UNROLL for (int p = 0; p < panels; p++) UNROLL for (int r = 0; r < rows; r++)
+/* Which rows and panels a tile has. */
+typedef struct {
+    ptrdiff_t row, panel;
+    int rows, panels;
+} place;
 
-/* The first `vectors` vectors of a tile's panels to rows that have `size` of them for each panel, if there are any. */
-INLINE void store_tile(const rc_rows *to, ptrdiff_t row, ptrdiff_t panel, const int rows, const int panels,
-                       const int vectors, const int size, const vf *z) {
+/* z <- vectors [first, first + vectors) of the tile's panels, from rows that have `size` of them for each panel. */
+INLINE void load_tile(const rc_rows *from, const place t, const int vectors, const int size, const int first, vf *z) {
+    const int rows = t.rows, panels = t.panels;
     real *at[MAX_ROWS];
-    if (!has_rows(to)) return;
-    rows_of(to, row, rows, at);
-    EACH_VECTOR(p, r, v) v_store(at[r] + ((panel + p) * size + v) * LANES, z[(v * panels + p) * rows + r]);
+    rows_of(from, t.row, rows, at);
+    EACH_VECTOR(p, r, v) z[(v * panels + p) * rows + r] = v_load(at[r] + ((t.panel + p) * size + first + v) * LANES);
 }
 
-/* The new h, of `vectors` unit vectors for each panel, to the state and to y. */
-INLINE void emit_h(const rc_step *s, ptrdiff_t row, ptrdiff_t panel, const int rows, const int panels,
-                   const int vectors, const int size, const vf *z) {
+/* The first `vectors` vectors of each panel to such rows, if there are any. */
+INLINE void store_tile(const rc_rows *to, const place t, const int vectors, const int size, const vf *z) {
+    const int rows = t.rows, panels = t.panels;
+    real *at[MAX_ROWS];
+    if (!has_rows(to)) return;
+    rows_of(to, t.row, rows, at);
+    EACH_VECTOR(p, r, v) v_store(at[r] + ((t.panel + p) * size + v) * LANES, z[(v * panels + p) * rows + r]);
+}
+
+/* The new h, of `vectors` unit vectors of the `size` of a panel, to the state and to y. */
+INLINE void emit_h(const rc_step *s, const place t, const int vectors, const int size, const vf *h) {
+    const int rows = t.rows, panels = t.panels;
     real *y[MAX_ROWS];
-    store_tile(&s->h_next, row, panel, rows, panels, vectors, size, z);
+    store_tile(&s->h_next, t, vectors, size, h);
     if (!has_rows(&s->y)) return;
-    rows_of(&s->y, row, rows, y);
+    rows_of(&s->y, t.row, rows, y);
     EACH_VECTOR(p, r, v)
-        store_units(y[r], (panel + p) * size + v, s->shape.units, z[(v * panels + p) * rows + r]);
+        store_units(y[r], (t.panel + p) * size + v, s->shape.units, h[(v * panels + p) * rows + r]);
 }
 
 INLINE vf one_minus(vf a) { return v_sub(v_set1(1), a); }
@@ -61,14 +73,13 @@ INLINE void emit_dz(const rc_step_back *s, ptrdiff_t row, ptrdiff_t j, int g, vf
 /* ---------------------------------------------------------------------------------------------------------- RNN
  * h = tanh(z) or max(z, 0) */
 
-INLINE void rnn_forward(const rc_step *s, ptrdiff_t row, ptrdiff_t panel, const int rows, const int panels,
-                        const int vectors, vf *z) {
-    const int count = rows * panels * vectors;
-    if (s->cell != RC_RNN_TANH) UNROLL for (int i = 0; i < count; i++) z[i] = v_max(v_zero(), z[i]);
-    else if (count > SIDE_BY_SIDE) tanh_all(z, count);
-    else v_tanhs(count > SIDE_BY_SIDE ? SIDE_BY_SIDE : count, z); /* of a single row the next step waits for it */
-    store_tile(&s->saved, row, panel, rows, panels, vectors, 4, z);
-    emit_h(s, row, panel, rows, panels, vectors, 4, z);
+INLINE void rnn_forward(const rc_step *s, const place t, const int vectors, vf *z) {
+    const int n = t.rows * t.panels * vectors;
+    if (s->cell != RC_RNN_TANH) UNROLL for (int i = 0; i < n; i++) z[i] = v_max(v_zero(), z[i]);
+    else if (n > SIDE_BY_SIDE) tanh_all(z, n);
+    else v_tanhs(n > SIDE_BY_SIDE ? SIDE_BY_SIDE : n, z); /* of a single row the next step waits for it */
+    store_tile(&s->saved, t, vectors, 4, z);
+    emit_h(s, t, vectors, 4, z);
 }
 
 INLINE void rnn_backward(const enum rc_cell cell, const rc_step_back *s, ptrdiff_t row, ptrdiff_t j, vf dh) {
@@ -81,26 +92,20 @@ INLINE void rnn_backward(const enum rc_cell cell, const rc_step_back *s, ptrdiff
 /* --------------------------------------------------------------------------------------------------------- LSTM
  * i, f, o = sigmoid(z_i, z_f, z_o), g = tanh(z_g);  c = f c_prev + i g;  h = o tanh(c) */
 
-INLINE void lstm_forward(const rc_step *s, ptrdiff_t row, ptrdiff_t panel, const int rows, const int panels, vf *z) {
-    const int tiles = rows * panels;
-    vf *i = z, *f = z + tiles, *g = z + 2 * tiles, *o = z + 3 * tiles, *c_prev = f, *c = i, *h = i;
-    real *state[MAX_ROWS];
-    sigmoid_all(i, 2 * tiles);
-    tanh_all(g, tiles);
-    sigmoid_all(o, tiles);
-    store_tile(&s->saved, row, panel, rows, panels, 4, 4, z);
-    rows_of(&s->c, row, rows, state);
-    EACH_TILE(p, r) {
-        const int t = p * rows + r;
-        const vf before = v_load(state[r] + (panel + p) * LANES);
-        c[t] = v_fma(f[t], before, v_mul(i[t], g[t]));
-        c_prev[t] = before;
-    }
-    store_tile(&s->saved_unit, row, panel, rows, panels, 1, 1, c_prev);
-    store_tile(&s->c, row, panel, rows, panels, 1, 1, c);
-    tanh_all(c, tiles);
-    UNROLL for (int t = 0; t < tiles; t++) h[t] = v_mul(o[t], c[t]);
-    emit_h(s, row, panel, rows, panels, 1, 1, h);
+INLINE void lstm_forward(const rc_step *s, const place t, vf *z) {
+    const int n = t.rows * t.panels;
+    vf *i = z, *f = z + n, *g = z + 2 * n, *o = z + 3 * n, *c = i, *h = i, c_prev[MAX_ROWS];
+    sigmoid_all(i, 2 * n);
+    tanh_all(g, n);
+    sigmoid_all(o, n);
+    store_tile(&s->saved, t, 4, 4, z);
+    load_tile(&s->c, t, 1, 1, 0, c_prev);
+    UNROLL for (int k = 0; k < n; k++) c[k] = v_fma(f[k], c_prev[k], v_mul(i[k], g[k]));
+    store_tile(&s->saved_unit, t, 1, 1, c_prev);
+    store_tile(&s->c, t, 1, 1, c);
+    tanh_all(c, n);
+    UNROLL for (int k = 0; k < n; k++) h[k] = v_mul(o[k], c[k]);
+    emit_h(s, t, 1, 1, h);
 }
 
 /* c, of which backward takes the tanh again. */
@@ -144,25 +149,18 @@ INLINE void lstm_backward(const rc_step_back *s, ptrdiff_t row, ptrdiff_t j, vf 
 
 INLINE vf gru_mix(vf z, vf n, vf h_prev) { return v_fma(z, v_sub(h_prev, n), n); }
 
-INLINE void gru_forward(const rc_step *s, ptrdiff_t row, ptrdiff_t panel, const int rows, const int panels, vf *z) {
-    const int tiles = rows * panels;
-    vf *reset = z, *update = z + tiles, *n = z + 2 * tiles; /* n: so far R_n h + b_hn */
-    real *gates[MAX_ROWS], *h[MAX_ROWS];
-    sigmoid_all(z, 2 * tiles);
-    store_tile(&s->saved_unit, row, panel, rows, panels, 1, 1, n);
-    rows_of(&s->gates, row, rows, gates);
-    EACH_TILE(p, r) {
-        const int t = p * rows + r;
-        n[t] = v_fma(reset[t], n[t], v_load(gates[r] + ((panel + p) * 3 + 2) * LANES));
-    }
-    tanh_all(n, tiles);
-    store_tile(&s->saved, row, panel, rows, panels, 3, 3, z);
-    rows_of(&s->h_prev, row, rows, h);
-    EACH_TILE(p, r) {
-        const int t = p * rows + r;
-        n[t] = gru_mix(update[t], n[t], v_load(h[r] + (panel + p) * LANES));
-    }
-    emit_h(s, row, panel, rows, panels, 1, 1, n);
+INLINE void gru_forward(const rc_step *s, const place t, vf *z) {
+    const int n = t.rows * t.panels;
+    vf *reset = z, *update = z + n, *h_n = z + 2 * n, *h = h_n, x_n[MAX_ROWS], h_prev[MAX_ROWS];
+    sigmoid_all(reset, 2 * n);
+    store_tile(&s->saved_unit, t, 1, 1, h_n);
+    load_tile(&s->gates, t, 1, 3, 2, x_n);
+    UNROLL for (int k = 0; k < n; k++) h_n[k] = v_fma(reset[k], h_n[k], x_n[k]);
+    tanh_all(h_n, n);
+    store_tile(&s->saved, t, 3, 3, z);
+    load_tile(&s->h_prev, t, 1, 1, 0, h_prev);
+    UNROLL for (int k = 0; k < n; k++) h[k] = gru_mix(update[k], h_n[k], h_prev[k]);
+    emit_h(s, t, 1, 1, h);
 }
 
 INLINE void gru_backward(const rc_step_back *s, ptrdiff_t row, ptrdiff_t j, vf dh) {
@@ -182,35 +180,32 @@ INLINE void gru_backward(const rc_step_back *s, ptrdiff_t row, ptrdiff_t j, vf d
  * r, z = sigmoid(z_r, z_z);  n = tanh(x_n + b_hn + R_n (r h));  h = n + z (h_prev - n)     (Cho et al. 2014)
  * Two products a step, so two phases: R_n needs r h of all units. */
 
-INLINE void gru_rz_forward(const rc_step *s, ptrdiff_t row, ptrdiff_t panel, const int rows, const int panels, vf *z) {
-    const int tiles = rows * panels;
-    vf *reset = z, *update = z + tiles;
-    real *h[MAX_ROWS];
-    sigmoid_all(z, 2 * tiles);
-    store_tile(&s->saved, row, panel, rows, panels, 2, 3, z);
-    store_tile(&s->c, row, panel, rows, panels, 1, 1, update);
-    rows_of(&s->h_prev, row, rows, h);
-    EACH_TILE(p, r) reset[p * rows + r] = v_mul(reset[p * rows + r], v_load(h[r] + (panel + p) * LANES));
-    store_tile(&s->reset, row, panel, rows, panels, 1, 1, reset);
+INLINE void gru_rz_forward(const rc_step *s, const place t, vf *z) {
+    const int n = t.rows * t.panels;
+    vf *reset = z, *update = z + n, h_prev[MAX_ROWS];
+    sigmoid_all(reset, 2 * n);
+    store_tile(&s->saved, t, 2, 3, z);
+    store_tile(&s->c, t, 1, 1, update);
+    load_tile(&s->h_prev, t, 1, 1, 0, h_prev);
+    UNROLL for (int k = 0; k < n; k++) reset[k] = v_mul(reset[k], h_prev[k]);
+    store_tile(&s->reset, t, 1, 1, reset);
 }
 
-INLINE void gru_n_forward(const rc_step *s, ptrdiff_t row, ptrdiff_t panel, const int rows, const int panels,
-                          const int vectors, vf *n) {
-    real *saved[MAX_ROWS], *update[MAX_ROWS], *h[MAX_ROWS];
-    tanh_all(n, vectors * rows * panels);
+/* Panels of n have four unit vectors; where gates are saved, n is the third of each. */
+INLINE void gru_n_forward(const rc_step *s, const place t, const int vectors, vf *z) {
+    const int rows = t.rows, panels = t.panels, n = rows * panels * vectors;
+    vf update[4 * MAX_ROWS], h_prev[4 * MAX_ROWS];
+    real *saved[MAX_ROWS];
+    tanh_all(z, n);
     if (has_rows(&s->saved)) {
-        rows_of(&s->saved, row, rows, saved);
+        rows_of(&s->saved, t.row, rows, saved);
         EACH_VECTOR(p, r, v)
-            v_store(saved[r] + (((panel + p) * 4 + v) * 3 + 2) * LANES, n[(v * panels + p) * rows + r]);
+            v_store(saved[r] + (((t.panel + p) * 4 + v) * 3 + 2) * LANES, z[(v * panels + p) * rows + r]);
     }
-    rows_of(&s->c, row, rows, update);
-    rows_of(&s->h_prev, row, rows, h);
-    EACH_VECTOR(p, r, v) {
-        const ptrdiff_t at = ((panel + p) * 4 + v) * LANES;
-        vf *one = &n[(v * panels + p) * rows + r];
-        *one = gru_mix(v_load(update[r] + at), *one, v_load(h[r] + at));
-    }
-    emit_h(s, row, panel, rows, panels, vectors, 4, n);
+    load_tile(&s->c, t, vectors, 4, 0, update);
+    load_tile(&s->h_prev, t, vectors, 4, 0, h_prev);
+    UNROLL for (int k = 0; k < n; k++) z[k] = gru_mix(update[k], z[k], h_prev[k]);
+    emit_h(s, t, vectors, 4, z);
 }
 
 INLINE void gru_n_backward(const rc_step_back *s, ptrdiff_t row, ptrdiff_t j, vf dh) {
@@ -260,14 +255,13 @@ INLINE void step_start(enum kind kind, const rc_step *s, ptrdiff_t row, ptrdiff_
     }
 }
 
-INLINE void step_finish(enum kind kind, const rc_step *s, ptrdiff_t row, ptrdiff_t panel, const int rows,
-                        const int panels, const int vectors, vf *z) {
+INLINE void step_finish(enum kind kind, const rc_step *s, const place t, const int vectors, vf *z) {
     switch (kind) {
-    case LSTM: lstm_forward(s, row, panel, rows, panels, z); break;
-    case GRU: gru_forward(s, row, panel, rows, panels, z); break;
-    case GRU_RZ: gru_rz_forward(s, row, panel, rows, panels, z); break;
-    case GRU_N: gru_n_forward(s, row, panel, rows, panels, vectors, z); break;
-    default: rnn_forward(s, row, panel, rows, panels, vectors, z);
+    case LSTM: lstm_forward(s, t, z); break;
+    case GRU: gru_forward(s, t, z); break;
+    case GRU_RZ: gru_rz_forward(s, t, z); break;
+    case GRU_N: gru_n_forward(s, t, vectors, z); break;
+    default: rnn_forward(s, t, vectors, z);
     }
 }
 

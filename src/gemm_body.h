@@ -85,7 +85,7 @@ INLINE void tile_finish(enum kind kind, const void *job, ptrdiff_t row, ptrdiff_
     }
     vf z[4 * MAX_ROWS];
     EACH_VECTOR(p, r, v) z[(v * panels + p) * rows + r] = acc[p * rows + r][v];
-    step_finish(kind, job, row, panel, rows, panels, vectors, z);
+    step_finish(kind, job, (place){row, panel, rows, panels}, vectors, z);
 }
 
 static void gemm(const rc_gemm *job) {
