@@ -216,9 +216,9 @@ static ptrdiff_t panel_after(const product *g, ptrdiff_t panel) {
 
 /* All rows times one panel, the rows shared out evenly between tiles (32 = 6 6 5 5 5 5). Of far weights the next panel
  * comes into L2 meanwhile (after the last one the first, for the next step, unless that goes the other way), all tiles
- * fetching the same part of it: a core has so few lines of L3 under way at once that a burst would have to wait. A small
- * tile that is the only one has its own panel to fetch. Blocks of k that stay in L1 were tried: they gain nothing at K
- * 256 and lose a tenth at 1024. */
+ * fetching the same part of it: a core has so few lines of L3 under way at once that a burst would have to wait. A
+ * small tile that is the only one has its own panel to fetch. Blocks of k that stay in L1 were tried: they gain nothing
+ * at K 256 and lose a tenth at 1024. */
 static void run_panel(const tiles *by_rows, const product *g, ptrdiff_t panel) {
     const int vectors = vectors_of(g, panel);
     const ptrdiff_t most = TILE_VECTORS / vectors < MAX_ROWS ? TILE_VECTORS / vectors : MAX_ROWS, k = g->shape->k;
