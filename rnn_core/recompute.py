@@ -101,6 +101,8 @@ def backward(layer: Recurrent, tape: Checkpoints, dy: Array | None, dstate: Pair
     """Add into grads and fill dx; the gradient of the initial state."""
     source = tape.source
     dstate = _zeros_for_none(layer, dstate, source.batch)
+    plain = variants.for_engine(layer, tape.variant_masks) is None and not layer.layer_norm
+    second = layer._engine().second_gradients(source.batch, plain)
     for piece, start in zip(reversed(tape.pieces), reversed(tape.starts)):
         begin, end, _ = piece
         engine, _ = _run(layer, tape, piece, start, None)
@@ -109,7 +111,8 @@ def backward(layer: Recurrent, tape: Checkpoints, dy: Array | None, dstate: Pair
         if dx is not None:
             dx_piece = np.empty(_time(dx, source, begin, end).shape, dx.dtype)
         before = layer._new_states(source.batch)
-        layer._engine().backward(engine, dy_piece, dstate[0], dstate[1], grads, dx_piece, before[0], before[1])
+        layer._engine().backward(engine, dy_piece, dstate[0], dstate[1], grads, dx_piece, before[0], before[1],
+                                 second=second, last=begin == 0)
         if dx is not None:
             _time(dx, source, begin, end)[...] = dx_piece
         dstate = before

@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from rnn_core import _dense, checks, lookup, recompute, sequences, variants
 from rnn_core._engine import Network
 from rnn_core._parameters import stamp
+from rnn_core._plain import Plain
 from rnn_core._step import Stepper
 from rnn_core.layers import Embedding
 from rnn_core.module import Module
@@ -33,6 +34,7 @@ class Tape:
     source: Sequences
     variant_masks: variants.Masks  # of weight_drop and so on: a list of an array for each direction of each layer
     every_state: bool = False  # whether forward gave the state after every step, and backward gets its gradient
+    plain: bool = False  # whether it is of a plain call
 
     @property
     def masks(self) -> list[Array]:
@@ -100,6 +102,7 @@ class Recurrent(Module):
         self._mask_seed = int(np.random.default_rng(seed).integers(2**63))
         self.calls = 0  # of forward with random masks; set it to go on where a former run stopped
         self._network: Network | None = None
+        self._plain: Plain | None = None
         self._packed: tuple[tuple[int, ...], Any] | None = None
         self._stepper: Stepper | None = None
         self._gradients: list[tuple[Array | None, ...]] | None = None
@@ -143,6 +146,11 @@ class Recurrent(Module):
             ]
             self._network = Network(self._cell(), sizes, self.num_layers, self._directions, self.dtype)
         return self._network
+
+    def _plain_calls(self) -> Plain:
+        if self._plain is None:
+            self._plain = Plain(self._engine(), self._has_c, self.batch_first)
+        return self._plain
 
     def _arrays(self, of: dict[str, Array]) -> list[tuple[Array | None, ...]]:
         return [tuple(None if name is None else of[name] for name in names) for names in self._names]
@@ -236,7 +244,7 @@ class Recurrent(Module):
             stepped = self._stepper.layer_step(x, state, self.batch_first)
             if stepped is not None:
                 return stepped
-        return self._engine().plain_call(self._weights(), x, state, self.batch_first)
+        return self._plain_calls().forward(self._weights(), x, state)
 
     def forward(self, x: ArrayLike | Ragged, state: State = None, lengths: ArrayLike | None = None, *,
                 embedding: Embedding | None = None, return_all_states: bool = False, recompute: bool = False) -> Any:
@@ -246,11 +254,30 @@ class Recurrent(Module):
         recompute=True keeps states at checkpoints only and computes the rest again inside backward: about sqrt(T)
         times less memory for a third more time, the same gradients bit for bit. One direction, no Ragged.
         """
+        if lengths is None and embedding is None and not (return_all_states or recompute or self._draws()):
+            found = self._plain_forward(x, state)
+            if found is not None:
+                return found
         if recompute:
             if return_all_states:
                 raise ValueError("recompute: expected return_all_states=False beside it, since it keeps no states")
             return self._run_checkpointed(self._input(x, lengths, embedding, table=False), state)
         return self._run(self._input(x, lengths, embedding), state, True, return_all_states)
+
+    def _draws(self) -> bool:
+        """Whether forward draws masks."""
+        return bool(self.dropout or self.zoneout or self.recurrent_dropout or self.weight_drop)
+
+    def _plain_forward(self, x: Any, state: State) -> Any:
+        """(y, state, tape) where the arguments need no more than a look, else None."""
+        now = stamp(self._buffers)
+        found = self._plain_calls().forward(self._weights(), x, state, True)
+        if found is None:
+            return None
+        y, state, engine = found
+        steps, batch = x.shape[1::-1] if self.batch_first else x.shape[:2]
+        source = Sequences(x, "batch_first" if self.batch_first else "time_major", steps, batch, None, self.dtype)
+        return y, state, Tape(engine, now, source, {}, plain=True)
 
     def _run(self, source: Sequences, state: State, keep: bool, every: bool = False) -> Any:
         h0, c0 = self._states("state", state, source.batch, source.unbatched)
@@ -308,6 +335,11 @@ class Recurrent(Module):
         """
         self._check_tape(tape)
         source = tape.source
+        if isinstance(tape, Tape) and tape.plain:
+            calls, grads = self._plain_calls(), self._gradient_arrays()
+            found = calls.backward(tape.engine, source.array, dy, dstate, grads, need_dx)
+            if found is not None:
+                return found
         dx = source.empty_input(self.input_size) if need_dx else None
         grads = self._gradient_arrays()
         found = variants.gradient_arrays(grads, tape.variant_masks)
@@ -354,7 +386,7 @@ class Recurrent(Module):
         return ", ".join(text)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_network": None}
+        return {**super().__getstate__(), "_network": None, "_plain": None}
 
 
 class RNN(Recurrent):

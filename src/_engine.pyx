@@ -14,6 +14,7 @@ cimport numpy as cnp
 
 from rnn_core._backward cimport BackPass
 from rnn_core._forward cimport Pass, saves_units, set_pass, set_states, set_tape, store_states
+from rnn_core._gradients cimport groups_of, second_size, take_second
 from rnn_core._kernels cimport *
 from rnn_core._norms cimport norm_back_bytes, norm_bytes, take_norms, take_norms_back
 from rnn_core._plan cimport BATCH_FIRST, CONCATENATED, LN_HH, LN_IH, PACKED, TIME_MAJOR, Batch, Block, Direction, \
@@ -110,17 +111,6 @@ cdef class Network:
         """Whether Weights.table gives what the projection of each token would: the products of these kernels have the
         same bits for any number of rows."""
         return self.kernels == kernels_f32()
-
-    cdef bint reads(self, x, ptrdiff_t columns) noexcept:
-        """Whether x is a 3-D array with so many columns that the engine can read as it lies."""
-        if not cnp.PyArray_CheckExact(x) or not cnp.PyArray_ISCARRAY_RO(x) or cnp.PyArray_NDIM(x) != 3:
-            return False
-        return cnp.PyArray_DIM(x, 2) == columns and cnp.PyArray_TYPE(x) == (
-            cnp.NPY_FLOAT32 if self.kernels.itemsize == 4 else cnp.NPY_FLOAT64)
-
-    cdef bint reads_state(self, state, ptrdiff_t rows, ptrdiff_t columns) noexcept:
-        return (self.reads(state, columns) and cnp.PyArray_DIM(state, 1) == rows
-                and cnp.PyArray_DIM(state, 0) == self.layers * self.directions)
 
     # -- threads
 
@@ -253,31 +243,6 @@ cdef class Network:
         tape.masks, tape.variant, tape.table = masks, variant, table
         return tape
 
-    def plain_call(self, Weights weights, x, state, bint batch_first):
-        """(y, state) of a padded batch without lengths; None where x or the state is not as the engine reads it."""
-        cdef bint has_c = self.cell == RC_LSTM
-        h0 = c0 = None
-        if not self.reads(x, self.inputs):
-            return None
-        cdef ptrdiff_t rows = cnp.PyArray_DIM(x, not batch_first)
-        if state is not None:
-            if has_c and (type(state) is not tuple or len(state) != 2):
-                return None
-            h0, c0 = state if has_c else (state, None)
-            if not self.reads_state(h0, rows, self.out) or has_c and not self.reads_state(c0, rows, self.units):
-                return None
-        y = self.empty(cnp.PyArray_DIM(x, 0), cnp.PyArray_DIM(x, 1), self.directions * self.out)
-        h = self.empty(self.layers * self.directions, rows, self.out)
-        c = self.empty(self.layers * self.directions, rows, self.units) if has_c else None
-        self.forward(weights, x, y, "batch_first" if batch_first else "time_major", cnp.PyArray_DIM(x, batch_first),
-                     rows, None, h0, c0, h, c)
-        return y, (h, c) if has_c else h
-
-    cdef object empty(self, cnp.npy_intp first, cnp.npy_intp second, cnp.npy_intp columns):
-        cdef cnp.npy_intp shape[3]
-        shape[0], shape[1], shape[2] = first, second, columns
-        return cnp.PyArray_EMPTY(3, shape, cnp.NPY_FLOAT32 if self.kernels.itemsize == 4 else cnp.NPY_FLOAT64, 0)
-
     cdef double work_of(self, Weights weights) noexcept:
         """Multiply-adds for one token."""
         cdef double work = 0
@@ -335,10 +300,12 @@ cdef class Network:
 
     # -- backward
 
-    def backward(self, Tape tape, dy, dhn, dcn, list grads, dx, dh0, dc0, all_dh=None, all_dc=None):
+    def backward(self, Tape tape, dy, dhn, dcn, list grads, dx, dh0, dc0, all_dh=None, all_dc=None, second=None,
+                 bint last=True):
         """Gradients of one forward call: adds into grads (each direction's as pack's arrays; None where unwanted) and
         writes dx (or None; after a forward with a table that of the table's rows), dh0 and dc0. dy, dhn, dcn as y, hn,
-        cn, or None for zero; all_dh, all_dc as forward's all_h, all_c."""
+        cn, or None for zero; all_dh, all_dc as forward's all_h, all_c. Pieces of a batch all take its
+        second_gradients(), which the `last` one adds to grads."""
         cdef Call call
         cdef Batch *b = &tape.batch
         cdef int i, count = self.layers * self.directions, threads = self.team_size(b.rows)
@@ -349,6 +316,7 @@ cdef class Network:
         call.kernels, call.batch, call.layers, call.directions = self.kernels, b, self.layers, self.directions
         cdef Block plan = block(chunks_bytes(b.steps))
         plan_chunks(&call.chunks, plan, b, CHUNK_TOKENS)
+        cdef int groups = self.groups(b.rows, tape.variant is None and tape.table is None)
         cdef ptrdiff_t chunk = call.chunks.tokens
         call.units = self.by_units(b.rows, threads) and not self.has_projection() and all_dh is None
         call.units = call.units and tape.variant is None
@@ -359,15 +327,17 @@ cdef class Network:
         cdef size_t sums = self.directions * padded(places * self.dz_stride(tape.weights.directions), itemsize)
         call.columns_each = self.columns_bytes(max(chunk, places))
         cdef Block scratch = self.check_out(
-            self.backward_bytes(b, chunk, threads) + norms + sums + threads * call.columns_each)
+            self.backward_bytes(b, chunk, threads, groups) + norms + sums + threads * call.columns_each)
         call.back = <BackPass *>scratch.take(count * sizeof(BackPass))
-        call.pointers_each = 3 * chunk
+        call.pointers_each = 4 * chunk
         call.pointers = <void **>scratch.take(threads * call.pointers_each * sizeof(void *))
         if call.columns_each:
             call.columns = <char *>scratch.take(threads * call.columns_each)
         if tape.masks is not None:
             call.masks = tape.mask_views
-        self.set_back_passes(&call, tape, scratch, dy, dhn, dcn, grads, dx, all_dh, all_dc)
+        self.set_back_passes(&call, tape, scratch, dy, dhn, dcn, grads, dx, all_dh, all_dc, groups)
+        if groups == 2:
+            take_second(call.back, count, scratch, second, last)
         run_call(&call, backward_task, threads, 2.0 * n * self.work_of(tape.weights))
         for i in range(count):
             store_state(b, part_of(dh0, i, b.rows * self.out, itemsize), call.back[i].dh, whole(self.out, lanes),
@@ -382,6 +352,23 @@ cdef class Network:
         p.sums = <char *>scratch.take_zeros(p.table_rows * p.dz_row * self.kernels.itemsize)
         p.dtable = NULL if dx is None else <char *>cnp.PyArray_DATA(dx)
 
+    cdef int groups(self, ptrdiff_t rows, bint plain) noexcept:
+        """Groups of sequences whose gradients backward sums up apart; `plain`: no variant, no table."""
+        if not plain or self.has_projection() or self.has_resets():
+            return 1
+        return groups_of(gates_of(self.cell), self.units, self.columns(), rows)
+
+    def second_gradients(self, ptrdiff_t rows, bint plain):
+        """Zeros for the second group's gradients of a batch that comes to backward in pieces, or None."""
+        cdef ptrdiff_t n = 0
+        cdef int i
+        if self.groups(rows, plain) == 1:
+            return None
+        for i in range(self.layers * self.directions):
+            n += second_size(gates_of(self.cell), self.units,
+                             self.inputs if i < self.directions else self.directions * self.out, self.out)
+        return np.zeros(n, np.float32 if self.kernels.itemsize == 4 else np.float64)
+
     cdef bint has_projection(self) noexcept:
         return self.out != self.units
 
@@ -395,27 +382,32 @@ cdef class Network:
         cdef ptrdiff_t line = 64 // <ptrdiff_t>self.kernels.itemsize, row = (d.dz + line - 1) // line * line
         return row + line if row % (16 * line) == 0 else row
 
+    cdef ptrdiff_t columns(self) noexcept:
+        """The most columns that gradients of weights have, W's beside R's."""
+        return max(whole(max(self.inputs, self.directions * self.out), 16) + whole(self.out, 16), self.units)
+
     cdef size_t columns_bytes(self, ptrdiff_t rows) except? 0:
         """Scratch of a thread for the weights' gradients (rc_outer.columns), if any of them is large."""
-        cdef ptrdiff_t most = whole(max(self.inputs, self.directions * self.out), 16) + whole(self.out, 16)
-        most = max(most, self.units)
+        cdef ptrdiff_t most = self.columns()
         if self.kernels.gemm != kernels_f32().gemm or gates_of(self.cell) * self.units * most < RC_OUTER_LARGE:
             return 0
         return padded(rc_outer_scratch(rows, most), self.kernels.itemsize)
 
-    cdef size_t backward_bytes(self, const Batch *b, ptrdiff_t chunk, int threads) except? 0:
+    cdef size_t backward_bytes(self, const Batch *b, ptrdiff_t chunk, int threads, int groups) except? 0:
         """`chunk`: tokens."""
         cdef size_t itemsize = self.kernels.itemsize, rows = b.rows, units = whole(self.units, self.kernels.lanes)
         cdef size_t each = sizeof(BackPass) + 4 * padded(rows * units, itemsize) + 7 * padded(rows, sizeof(void *)) + 64
-        cdef size_t shared = padded(chunk * (4 * units + 64), itemsize)
+        cdef size_t shared = padded(groups * chunk * (4 * units + 64), itemsize)
+        if groups == 2:
+            each += padded(second_size(gates_of(self.cell), self.units, self.columns(), 0), itemsize)
         shared += (self.has_projection() + self.has_resets()) * padded(chunk * units, itemsize)
         cdef size_t inner = 2 * padded(b.first[b.steps] * self.directions * self.out, itemsize)
         inner *= self.layers > 1
         return (self.layers * self.directions * each + shared + inner + padded(self.inputs + 2 * units, itemsize)
-                + threads * padded(3 * chunk, sizeof(void *)) + 4096)
+                + threads * padded(4 * chunk, sizeof(void *)) + 4096)
 
     cdef int set_back_passes(self, Call *call, Tape tape, Block scratch, dy, dhn, dcn, list grads, dx,
-                             all_dh, all_dc) except -1:
+                             all_dh, all_dc, int groups) except -1:
         """One after the other the directions share dz; the gradient between two layers has two buffers in turn."""
         cdef Batch *b = call.batch
         cdef BackPass *p
@@ -428,7 +420,7 @@ cdef class Network:
         cdef char *douts = NULL
         cdef char *resets = NULL
         cdef char *zeros = <char *>scratch.take_zeros(units * itemsize)
-        cdef char *dz = <char *>scratch.take(chunk * (4 * units + 64) * itemsize)
+        cdef char *dz = <char *>scratch.take(groups * chunk * (4 * units + 64) * itemsize)
         if self.has_projection():
             douts = <char *>scratch.take_zeros(chunk * units * itemsize)
         if self.has_resets():
@@ -445,6 +437,7 @@ cdef class Network:
                 p.saved, p.saved_unit, p.saved_hidden = q.saved, q.saved_unit, q.saved_hidden
                 p.dz, p.dz_row, p.douts, p.resets = dz, self.dz_stride(q.d), douts, resets
                 p.dz_ih = p.dz_hh = dz
+                p.groups, p.group_rows = groups, chunk
                 p.need_dx, p.add_dx = layer > 0 or dx is not None, d == 1
                 p.dx = compact_view(inner[layer % 2], width, 0, itemsize)
                 if layer == 0 and tape.table is not None:

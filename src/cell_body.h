@@ -331,9 +331,11 @@ INLINE void unit_back(const enum rc_cell cell, const rc_step_back *s, ptrdiff_t 
 }
 
 /* `cell` is a constant, and s a copy that no store can reach: what is the same for all units is computed once. */
-INLINE void back(const enum rc_cell cell, const rc_step_back s) {
+INLINE void back(const enum rc_cell cell, rc_step_back s) {
+    const rc_rows dz = s.dz;
     const int gradients = cell == RC_LSTM || cell == RC_GRU ? 4 : cell == RC_GRU_RESET_BEFORE ? 3 : 1; /* of a unit */
     for (ptrdiff_t row = s.row_begin; row < s.row_end; row++) {
+        s.dz = (rc_rows){row_of(&dz, row), 0, 0};
         for (ptrdiff_t j = s.unit_begin; j < s.unit_end; j += SIDE_BY_SIDE) {
             const int count = s.unit_end - j < SIDE_BY_SIDE ? (int)(s.unit_end - j) : SIDE_BY_SIDE;
             vf tanh_c[SIDE_BY_SIDE];

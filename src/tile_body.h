@@ -96,8 +96,6 @@ INLINE void multiply(const int rows, const int panels, const int vectors, const 
         UNROLL for (int s = 0; s < chains; s++) {
             UNROLL for (int p = 0; p < panels; p++) {
                 const real *row = b + p * next + (i + s) * size;
-                if (rows > 1 && rows <= WIDE_ROWS)
-                    UNROLL for (int v = 0; v < vectors; v++) __builtin_prefetch(row + AHEAD * size + v * LANES);
                 add_products(rows, vectors, a, i + s, row, acc[s] + p * rows);
             }
         }

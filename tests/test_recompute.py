@@ -24,14 +24,15 @@ CASES = [
 ]
 
 
+@pytest.mark.parametrize("times", [1, 2])  # from 16 sequences on gradients are summed up in two groups
 @pytest.mark.parametrize("kind, options, ragged", CASES)
-def test_the_same_bits(kind, options, ragged):
-    rng, T, B, I, H = np.random.default_rng(3), 300, 9, 4, 11
+def test_the_same_bits(kind, options, ragged, times):
+    rng, T, B, I, H = np.random.default_rng(3), 300, 9 * times, 4, 11
     layer = kind(I, H, seed=1, **options)
     real, out = layer.dtype, options.get("proj_size", H)
     shape = (B, T) if layer.batch_first else (T, B)
     x, dy = rng.standard_normal((*shape, I)).astype(real), rng.standard_normal((*shape, out)).astype(real)
-    lengths = None if ragged is None else [0, 300, 1, 299, 28, 29, 57, 150, 300]
+    lengths = None if ragged is None else [0, 300, 1, 299, 28, 29, 57, 150, 300] * times
     parts = [rng.standard_normal((layer.num_layers, B, size)).astype(real) for size in (out, H)]
     state = tuple(parts) if kind is rc.LSTM else parts[0]
     want, _ = run(layer, x, state, lengths, dy, state)
