@@ -15,7 +15,7 @@ cdef extern from "kernels.h" nogil:
         int accumulate, padded
         rc_rows a, c
         ptrdiff_t row_begin, row_end, panel_begin, panel_end
-        int backwards
+        int backwards, far
     ctypedef struct rc_outer:
         rc_rows a, x
         void *c

@@ -191,7 +191,7 @@ cdef inline rc_gemm product_job(const rc_kernels *kernels, const rc_shape *shape
     cdef rc_gemm job
     job.shape, job.packed, job.bias, job.accumulate, job.padded = shape[0], packed, bias, accumulate, padded
     job.a, job.c, job.row_begin, job.row_end = a, c, 0, n
-    job.panel_begin, job.panel_end, job.backwards = 0, rc_panels(shape, kernels.lanes), False
+    job.panel_begin, job.panel_end, job.backwards, job.far = 0, rc_panels(shape, kernels.lanes), False, False
     return job
 
 cdef void multiply(const rc_kernels *kernels, const rc_shape *shape, const void *packed, const void *bias,

@@ -133,7 +133,7 @@ cdef void project_inputs(Pass *p, const Batch *b, Part *part, const Team *team, 
     if p.table == NULL:
         job = product_job(p.kernels, &p.d.w, p.d.w_packed, p.d.bias, False, True, rows_by(rows.x), rows_by(rows.gates),
                           n)
-        job.panel_begin, job.panel_end = part.gates_begin, part.gates_end
+        job.panel_begin, job.panel_end, job.far = part.gates_begin, part.gates_end, p.saved != NULL
         p.kernels.gemm(&job)
     if p.d.normed:
         normalise_inputs(p, b, part, team, begin, end, rows.gates)

@@ -13,7 +13,7 @@ from rnn_core._dense cimport dense_of
 from rnn_core._kernels cimport *
 from rnn_core._norms cimport hat_at
 from rnn_core._plan cimport LN_C, LN_HH, LN_IH, Batch, Block, Segment, Team, add_outer, from_row, gates_of, meet, \
-    multiply, outer_job, part_of, rc_stop_asked, rows_after, rows_at, rows_by, share, token, whole
+    outer_job, part_of, product_job, rc_stop_asked, rows_after, rows_at, rows_by, share, token, whole
 from rnn_core._variants cimport multiply_rows
 
 ctypedef fused real:
@@ -75,6 +75,7 @@ cdef void input_products(BackPass *p, Team *team, char *dz, rc_rows x, rc_rows d
     cdef ptrdiff_t i, first, last
     cdef const Segment *segment
     cdef rc_outer of_w, of_r
+    cdef rc_gemm job
     for i in range(p.d.inputs_count):
         segment = &p.d.input[i]
         if p.dw != NULL:
@@ -89,8 +90,10 @@ cdef void input_products(BackPass *p, Team *team, char *dz, rc_rows x, rc_rows d
         sum_columns(p, rows_at(dz, p.dz_row), NULL, p.db_ih, segment, rows, team.rank, team.size)
     if p.need_dx:
         share(rows, team.rank, team.size, &first, &last)
-        multiply(p.kernels, &p.d.wt, p.d.wt_packed, NULL, p.add_dx, False, from_row(dz, p.dz_row, first, itemsize),
-                 rows_after(dx, first, itemsize), last - first)
+        job = product_job(p.kernels, &p.d.wt, p.d.wt_packed, NULL, p.add_dx, False,
+                          from_row(dz, p.dz_row, first, itemsize), rows_after(dx, first, itemsize), last - first)
+        job.far = not p.add_dx
+        p.kernels.gemm(&job)
 
 
 cdef void add_to_sums(BackPass *p, const Batch *b, const Team *team, ptrdiff_t begin, ptrdiff_t end,

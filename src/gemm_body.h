@@ -71,6 +71,12 @@ INLINE void gemm_finish(const rc_gemm *g, ptrdiff_t row, ptrdiff_t panel, const 
     }
 }
 
+INLINE void gemm_fetch(const void *job, ptrdiff_t row, ptrdiff_t panel, const int vectors) {
+    const rc_gemm *g = job;
+    const real *c = row_of(&g->c, row) + first_column(g, panel);
+    UNROLL for (int v = 0; v < vectors; v++) __builtin_prefetch(c + v * LANES, 1);
+}
+
 INLINE void tile_start(enum kind kind, const void *job, ptrdiff_t row, ptrdiff_t panel, int rows, int panels,
                        int vectors, vf acc[][4]) {
     if (kind == GEMM) gemm_start(job, row, panel, rows, panels, vectors, acc);
@@ -91,7 +97,7 @@ INLINE void tile_finish(enum kind kind, const void *job, ptrdiff_t row, ptrdiff_
 static void gemm(const rc_gemm *job) {
     product g = {.shape = &job->shape, .packed = job->packed, .a = &job->a, .job = job, .chains = 1,
                  .row_begin = job->row_begin, .row_end = job->row_end, .panel_begin = job->panel_begin,
-                 .panel_end = job->panel_end, .backwards = job->backwards};
+                 .panel_end = job->panel_end, .backwards = job->backwards, .far = job->far};
     plan_run(GEMM, &g);
     run(GEMM, &g);
 }
@@ -100,6 +106,7 @@ static void gemm(const rc_gemm *job) {
 
 #define OUTER_ROWS (TILE_VECTORS / 4)
 #define STRIP (4 * LANES)
+#define AHEAD 8        /* rows of x that pack_strip fetches ahead */
 #define AHEAD_APART 16 /* rows of a to fetch ahead: they lie apart, so that the processor does not do it by itself */
 
 /* The vectors of a strip when `left` columns are left, and the elements in its last one. */
@@ -166,15 +173,18 @@ INLINE void outer_tile(const int rows, const int vectors, const real *a, ptrdiff
                        ptrdiff_t count, real *c, ptrdiff_t c_stride, ptrdiff_t tail) {
     vf acc[OUTER_ROWS][4];
     real *to = c;
-    UNROLL for (int r = 0; r < rows; r++, to += c_stride) {
-        UNROLL for (int v = 0; v < vectors; v++) {
-            acc[r][v] = v_zero();
-            __builtin_prefetch(to + v * LANES);
-        }
+    UNROLL for (int r = 0; r < rows; r++) {
+        UNROLL for (int v = 0; v < vectors; v++) acc[r][v] = v_zero();
     }
-    /* packed, or in place */
-    if (a_stride == OUTER_ROWS) outer_products(rows, vectors, 0, a, OUTER_ROWS, x, count, acc);
-    else outer_products(rows, vectors, 1, a, a_stride, x, count, acc);
+    const ptrdiff_t piece = count / rows;
+    for (int r = 0; r < rows; r++, to += c_stride) {
+        const ptrdiff_t n = r + 1 < rows ? piece : count - (rows - 1) * piece;
+        UNROLL for (int v = 0; v < vectors; v++) __builtin_prefetch(to + v * LANES, 1);
+        if (a_stride == OUTER_ROWS) outer_products(rows, vectors, 0, a, OUTER_ROWS, x, n, acc);
+        else outer_products(rows, vectors, 1, a, a_stride, x, n, acc);
+        a += n * a_stride;
+        x += n * vectors * LANES;
+    }
     UNROLL for (int r = 0; r < rows; r++, c += c_stride) {
         UNROLL for (int v = 0; v < vectors; v++) {
             const ptrdiff_t n = v + 1 < vectors ? LANES : tail;

@@ -43,6 +43,7 @@ typedef struct product {
     ptrdiff_t row_begin, row_end, panel_begin, panel_end;
     int chains;
     int backwards; /* from the last panel to the first */
+    int far;       /* as in rc_gemm */
     int wide;      /* panels that all rows take side by side; 1 where they fill a tile with one */
     void (*group)(const struct product *g, const real *b, ptrdiff_t row, ptrdiff_t panel, const real *later,
                   ptrdiff_t step); /* the tile for them */
@@ -59,6 +60,8 @@ INLINE void tile_start(enum kind kind, const void *job, ptrdiff_t row, ptrdiff_t
                        int vectors, vf acc[][4]);
 INLINE void tile_finish(enum kind kind, const void *job, ptrdiff_t row, ptrdiff_t panel, int rows, int panels,
                         int vectors, vf acc[][4]);
+/* Fetches for writing what tile_finish of a GEMM will store to this row. */
+INLINE void gemm_fetch(const void *job, ptrdiff_t row, ptrdiff_t panel, int vectors);
 
 /* acc[r][v] += x[r][i] w[v], w a row of vectors. The shorter side is what stays in registers: of AVX2's sixteen the
  * accumulators leave four. */
@@ -80,28 +83,45 @@ INLINE void add_products(const int rows, const int vectors, real *const *x, ptrd
     }
 }
 
-/* Weights come from L2 in the order in which they lie. A tile of few rows, which reads them fast, fetches them so many
- * rows of k ahead. */
-#define AHEAD 8
-
-/* acc[s][p * rows + r][v] += sum_k a[r][k] * b[p][k][v], chain s over k = s, s + chains, ...: so b is read in order.
- * Meanwhile, with `fetch`, what lies from `later` on, `step` apart, comes into L2. */
+/* acc[s][p * rows + r][v] += sum of a[r][k] * b[p][k][v] over k in [begin, end), chain s over k = s, s + chains, ...: so
+ * b is read in order. Meanwhile, with `fetch`, what lies from `later` on, `step` apart, comes into L2. */
 INLINE void multiply(const int rows, const int panels, const int vectors, const int chains, real *const *a,
-                     const real *b, ptrdiff_t k, vf acc[][MAX_ROWS][4], const int fetch, const real *later,
-                     ptrdiff_t step) {
+                     const real *b, ptrdiff_t k, ptrdiff_t begin, ptrdiff_t end, vf acc[][MAX_ROWS][4],
+                     const int fetch, const real *later, ptrdiff_t step) {
     const ptrdiff_t size = (ptrdiff_t)vectors * LANES, next = k * size;
-    ptrdiff_t i = 0;
-    TWICE for (; i + chains <= k; i += chains) {
+    ptrdiff_t i = begin;
+    TWICE for (; i + chains <= end; i += chains) {
         if (fetch) __builtin_prefetch(later + i * step, 0, 2);
         UNROLL for (int s = 0; s < chains; s++) {
-            UNROLL for (int p = 0; p < panels; p++) {
-                const real *row = b + p * next + (i + s) * size;
-                add_products(rows, vectors, a, i + s, row, acc[s] + p * rows);
-            }
+            UNROLL for (int p = 0; p < panels; p++)
+                add_products(rows, vectors, a, i + s, b + p * next + (i + s) * size, acc[s] + p * rows);
         }
     }
     UNROLL for (int s = 0; s < chains - 1; s++) {
-        if (i + s < k) add_products(rows, vectors, a, i + s, b + (i + s) * size, acc[s]);
+        if (i + s < end) add_products(rows, vectors, a, i + s, b + (i + s) * size, acc[s]);
+    }
+}
+
+/* All of k. */
+INLINE void multiply_tile(const int rows, const int panels, const int vectors, const int chains, const product *g,
+                         real *const *a, const real *b, vf acc[][MAX_ROWS][4], const real *later, ptrdiff_t step) {
+    const ptrdiff_t k = g->shape->k;
+    if (chains == 1 && step) multiply(rows, panels, vectors, chains, a, b, k, 0, k, acc, 1, later, step);
+    else multiply(rows, panels, vectors, chains, a, b, k, 0, k, acc, 0, b, 0);
+}
+
+#define LONG 96 /* k of a tile in which pieces cost nothing */
+
+/* The same of a tile that writes to far memory, in as many pieces as it has rows: before each it fetches what it will
+ * store to one of them. All those lines at once would take the place of those that the loop waits for. */
+INLINE void multiply_far(const int rows, const int vectors, const product *g, real *const *a, const real *b,
+                         ptrdiff_t row, ptrdiff_t panel, vf acc[][MAX_ROWS][4], const real *later, ptrdiff_t step) {
+    const ptrdiff_t k = g->shape->k, piece = k / rows & ~(ptrdiff_t)1;
+    for (int r = 0; r < rows; r++) {
+        const ptrdiff_t begin = r * piece, end = r + 1 < rows ? begin + piece : k;
+        gemm_fetch(g->job, row + r, panel, vectors);
+        if (step) multiply(rows, 1, vectors, 1, a, b, k, begin, end, acc, 1, later, step);
+        else multiply(rows, 1, vectors, 1, a, b, k, begin, end, acc, 0, b, 0);
     }
 }
 
@@ -116,8 +136,9 @@ INLINE void tile(enum kind kind, const int rows, const int panels, const int vec
     UNROLL for (int s = 1; s < chains; s++) {
         UNROLL for (int v = 0; v < vectors; v++) acc[s][0][v] = v_zero();
     }
-    if (chains == 1 && step) multiply(rows, panels, vectors, chains, a, b, g->shape->k, acc, 1, later, step);
-    else multiply(rows, panels, vectors, chains, a, b, g->shape->k, acc, 0, b, 0);
+    if (kind == GEMM && panels == 1 && rows > 2 && g->far && g->shape->k >= LONG)
+        multiply_far(rows, vectors, g, a, b, row, panel, acc, later, step);
+    else multiply_tile(rows, panels, vectors, chains, g, a, b, acc, later, step);
     UNROLL for (int v = 0; v < vectors && chains > 1; v++) {
         vf *sum = &acc[0][0][v];
         *sum = v_add(*sum, acc[1][0][v]);

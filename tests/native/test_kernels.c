@@ -68,7 +68,7 @@ static void products(const rc_kernels *k, ptrdiff_t n, ptrdiff_t m, ptrdiff_t de
         for (int padded = gates > 1; padded < 2; padded++) {
             rc_rows a = apart(m, depth), c = padded ? rows(m, row) : apart(m, n);
             rc_gemm job = {shape, weights, padded ? bias : NULL, !padded, padded, a, c, 0, m, 0,
-                           rc_panels(&shape, k->lanes), gates % 2};
+                           rc_panels(&shape, k->lanes), gates % 2, padded};
             k->gemm(&job);
             drop(a, m), drop(c, m);
         }
