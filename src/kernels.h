@@ -47,7 +47,7 @@ typedef struct {
     ptrdiff_t row_begin, row_end;
     ptrdiff_t panel_begin, panel_end;
     int backwards; /* take the panels from the last to the first: the same bits, another order of memory */
-    int far; /* C is written from zero or a bias, and lies beyond L2: worth fetching its lines before they are written */
+    int far;       /* C is written anew and lies beyond L2: its lines are worth fetching before */
 } rc_gemm;
 
 /* C (m, n) += A^T X: A (rows, m) with one stride, X (rows, n), both as the user or a gate buffer holds them. One chain

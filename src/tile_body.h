@@ -83,8 +83,8 @@ INLINE void add_products(const int rows, const int vectors, real *const *x, ptrd
     }
 }
 
-/* acc[s][p * rows + r][v] += sum of a[r][k] * b[p][k][v] over k in [begin, end), chain s over k = s, s + chains, ...: so
- * b is read in order. Meanwhile, with `fetch`, what lies from `later` on, `step` apart, comes into L2. */
+/* acc[s][p * rows + r][v] += sum of a[r][k] * b[p][k][v] over k in [begin, end), chain s over k = s, s + chains, ...:
+ * so b is read in order. Meanwhile, with `fetch`, what lies from `later` on, `step` apart, comes into L2. */
 INLINE void multiply(const int rows, const int panels, const int vectors, const int chains, real *const *a,
                      const real *b, ptrdiff_t k, ptrdiff_t begin, ptrdiff_t end, vf acc[][MAX_ROWS][4],
                      const int fetch, const real *later, ptrdiff_t step) {
