@@ -149,7 +149,7 @@ class Recurrent(Module):
 
     def _plain_calls(self) -> Plain:
         if self._plain is None:
-            self._plain = Plain(self._engine(), self._has_c, self.batch_first)
+            self._plain = Plain(self._engine(), self._has_c)
         return self._plain
 
     def _arrays(self, of: dict[str, Array]) -> list[tuple[Array | None, ...]]:
@@ -244,7 +244,7 @@ class Recurrent(Module):
             stepped = self._stepper.layer_step(x, state, self.batch_first)
             if stepped is not None:
                 return stepped
-        return self._plain_calls().forward(self._weights(), x, state)
+        return self._plain_calls().forward(self._weights(), x, state, self.batch_first)
 
     def forward(self, x: ArrayLike | Ragged, state: State = None, lengths: ArrayLike | None = None, *,
                 embedding: Embedding | None = None, return_all_states: bool = False, recompute: bool = False) -> Any:
@@ -271,7 +271,7 @@ class Recurrent(Module):
     def _plain_forward(self, x: Any, state: State) -> Any:
         """(y, state, tape) where the arguments need no more than a look, else None."""
         now = stamp(self._buffers)
-        found = self._plain_calls().forward(self._weights(), x, state, True)
+        found = self._plain_calls().forward(self._weights(), x, state, self.batch_first, True)
         if found is None:
             return None
         y, state, engine = found
@@ -337,7 +337,8 @@ class Recurrent(Module):
         source = tape.source
         if isinstance(tape, Tape) and tape.plain:
             calls, grads = self._plain_calls(), self._gradient_arrays()
-            found = calls.backward(tape.engine, source.array, dy, dstate, grads, need_dx)
+            batch_first = source.layout == "batch_first"
+            found = calls.backward(tape.engine, source.array, dy, dstate, grads, need_dx, batch_first)
             if found is not None:
                 return found
         dx = source.empty_input(self.input_size) if need_dx else None

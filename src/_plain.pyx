@@ -12,12 +12,12 @@ cnp.import_array()
 cdef class Plain:
     """A layer's calls of its Network; each gives None where an argument needs more than a look."""
     cdef object network
-    cdef bint has_c, batch_first
+    cdef bint has_c
     cdef int type
     cdef ptrdiff_t inputs, units, out, width, states
 
-    def __init__(self, network, bint has_c, bint batch_first):
-        self.network, self.has_c, self.batch_first = network, has_c, batch_first
+    def __init__(self, network, bint has_c):
+        self.network, self.has_c = network, has_c
         self.type = cnp.NPY_FLOAT32 if network.dtype.itemsize == 4 else cnp.NPY_FLOAT64
         self.inputs, self.units, self.out = network.inputs, network.units, network.out
         self.width, self.states = network.directions * self.out, network.layers * network.directions
@@ -52,25 +52,25 @@ cdef class Plain:
         h = self.empty(self.states, rows, self.out)
         return (h, self.empty(self.states, rows, self.units)) if self.has_c else h
 
-    def forward(self, weights, x, state, bint keep=False):
+    def forward(self, weights, x, state, bint batch_first, bint keep=False):
         """(y, state), with `keep` (y, state, the engine's tape)."""
         if not self.reads(x, -1, -1, self.inputs):
             return None
-        cdef ptrdiff_t rows = cnp.PyArray_DIM(x, not self.batch_first)
+        cdef ptrdiff_t rows = cnp.PyArray_DIM(x, not batch_first)
         if not self.reads_state(state, rows):
             return None
         y = self.empty(cnp.PyArray_DIM(x, 0), cnp.PyArray_DIM(x, 1), self.width)
         after = self.empty_state(rows)
         h0, c0 = self.parts(state)
         h, c = self.parts(after)
-        tape = self.network.forward(weights, x, y, "batch_first" if self.batch_first else "time_major",
-                                    cnp.PyArray_DIM(x, self.batch_first), rows, None, h0, c0, h, c, keep)
+        tape = self.network.forward(weights, x, y, "batch_first" if batch_first else "time_major",
+                                    cnp.PyArray_DIM(x, batch_first), rows, None, h0, c0, h, c, keep)
         return (y, after, tape) if keep else (y, after)
 
-    def backward(self, tape, cnp.ndarray x, dy, dstate, list grads, bint need_dx):
+    def backward(self, tape, cnp.ndarray x, dy, dstate, list grads, bint need_dx, bint batch_first):
         """(dx, dstate) of a forward of x; adds into grads."""
         cdef ptrdiff_t first = cnp.PyArray_DIM(x, 0), second = cnp.PyArray_DIM(x, 1)
-        cdef ptrdiff_t rows = first if self.batch_first else second
+        cdef ptrdiff_t rows = first if batch_first else second
         if dy is not None and not self.reads(dy, first, second, self.width) or not self.reads_state(dstate, rows):
             return None
         dx = self.empty(first, second, self.inputs) if need_dx else None

@@ -35,6 +35,20 @@ def test_batch_first(kind):
             same(g, plain.grads[key], key, case)
 
 
+def test_batch_first_counts_when_it_is_set():
+    layer = rc.GRU(3, 8, seed=0)
+    x, dy = (np.random.default_rng(i).standard_normal((5, 2, n)).astype(np.float32) for i, n in enumerate((3, 8)))
+    y, h, tape = layer.forward(x)
+    dx, dh = layer.backward(tape, dy)
+    _, _, before = layer.forward(x)
+    layer.batch_first = True
+    got, got_h, tape = layer.forward(swap(x))
+    same((got, got_h), (swap(y), h))
+    got_dx, got_dh = layer.backward(tape, swap(dy))
+    same((got_dx, got_dh), (swap(dx), dh))
+    same(layer.backward(before, dy), (dx, dh))  # as its forward was
+
+
 @pytest.mark.parametrize("batch_first", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
 def test_unbatched(kind, batch_first):
