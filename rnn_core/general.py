@@ -116,6 +116,9 @@ class General(Recurrent):
     def _short_call(self, x: Any, state: Any) -> Any:
         return None  # the short way is the fused engine's
 
+    def _plain_forward(self, x: Any, state: Any) -> Any:
+        return None  # and so is this one
+
     def _each_direction(self, specs: Sequence[Any]) -> list[list[Activation]]:
         each, D = len(self.defaults), self._directions
         found = [activation(spec) for spec in specs]
