@@ -113,11 +113,8 @@ class General(Recurrent):
         self.activations = self._each_direction(self.defaults if activations is None else activations)
         self._runs: list[Direction] | None = None
 
-    def _short_call(self, x: Any, state: Any) -> Any:
+    def _short_call(self, x: Any, state: Any, keep: bool) -> Any:
         return None  # the short way is the fused engine's
-
-    def _plain_forward(self, x: Any, state: Any) -> Any:
-        return None  # and so is this one
 
     def _each_direction(self, specs: Sequence[Any]) -> list[list[Activation]]:
         each, D = len(self.defaults), self._directions

@@ -101,11 +101,12 @@ def backward(layer: Recurrent, tape: Checkpoints, dy: Array | None, dstate: Pair
     """Add into grads and fill dx; the gradient of the initial state."""
     source = tape.source
     dstate = _zeros_for_none(layer, dstate, source.batch)
-    plain = variants.for_engine(layer, tape.variant_masks) is None and not layer.layer_norm
-    second = layer._engine().second_gradients(source.batch, plain)
+    second = None
     for piece, start in zip(reversed(tape.pieces), reversed(tape.starts)):
         begin, end, _ = piece
         engine, _ = _run(layer, tape, piece, start, None)
+        if end == source.steps:
+            second = layer._engine().second_gradients(engine)
         dy_piece = None if dy is None else np.ascontiguousarray(_time(dy, source, begin, end))
         dx_piece = None
         if dx is not None:

@@ -229,22 +229,30 @@ class Recurrent(Module):
         with return_all_states those after every step: h (T, L*D, B, H), for an LSTM (h, c), zero past the ends.
         """
         if lengths is None and embedding is None and not return_all_states:
-            found = self._short_call(x, state)
+            found = self._short_call(x, state, False)
             if found is not None:
                 return found
         return self._run(self._input(x, lengths, embedding), state, False, return_all_states)[:2]
 
-    def _short_call(self, x: Any, state: State) -> Any:
-        """(y, state) where the arguments need no more than a look, else None: a short call is mostly overhead."""
-        if self.zoneout:
+    def _short_call(self, x: Any, state: State, keep: bool) -> Any:
+        """(y, state), with `keep` (y, state, tape), where the arguments need no more than a look, else None: a short
+        call is mostly overhead."""
+        if self.zoneout or keep and (self.dropout or self.recurrent_dropout or self.weight_drop):
             return None
-        if self._is_one_cell:
+        if self._is_one_cell and not keep:
             if self._stepper is None:
                 self._stepper = Stepper(self._buffers, self._weights, 3)
             stepped = self._stepper.layer_step(x, state, self.batch_first)
             if stepped is not None:
                 return stepped
-        return self._plain_calls().forward(self._weights(), x, state, self.batch_first)
+        now = stamp(self._buffers) if keep else 0
+        found = self._plain_calls().forward(self._weights(), x, state, self.batch_first, keep)
+        if found is None or not keep:
+            return found
+        y, state, engine = found
+        steps, batch = x.shape[1::-1] if self.batch_first else x.shape[:2]
+        source = Sequences(x, "batch_first" if self.batch_first else "time_major", steps, batch, None, self.dtype)
+        return y, state, Tape(engine, now, source, {}, plain=True)
 
     def forward(self, x: ArrayLike | Ragged, state: State = None, lengths: ArrayLike | None = None, *,
                 embedding: Embedding | None = None, return_all_states: bool = False, recompute: bool = False) -> Any:
@@ -254,8 +262,8 @@ class Recurrent(Module):
         recompute=True keeps states at checkpoints only and computes the rest again inside backward: about sqrt(T)
         times less memory for a third more time, the same gradients bit for bit. One direction, no Ragged.
         """
-        if lengths is None and embedding is None and not (return_all_states or recompute or self._draws()):
-            found = self._plain_forward(x, state)
+        if lengths is None and embedding is None and not return_all_states and not recompute:
+            found = self._short_call(x, state, True)
             if found is not None:
                 return found
         if recompute:
@@ -263,21 +271,6 @@ class Recurrent(Module):
                 raise ValueError("recompute: expected return_all_states=False beside it, since it keeps no states")
             return self._run_checkpointed(self._input(x, lengths, embedding, table=False), state)
         return self._run(self._input(x, lengths, embedding), state, True, return_all_states)
-
-    def _draws(self) -> bool:
-        """Whether forward draws masks."""
-        return bool(self.dropout or self.zoneout or self.recurrent_dropout or self.weight_drop)
-
-    def _plain_forward(self, x: Any, state: State) -> Any:
-        """(y, state, tape) where the arguments need no more than a look, else None."""
-        now = stamp(self._buffers)
-        found = self._plain_calls().forward(self._weights(), x, state, self.batch_first, True)
-        if found is None:
-            return None
-        y, state, engine = found
-        steps, batch = x.shape[1::-1] if self.batch_first else x.shape[:2]
-        source = Sequences(x, "batch_first" if self.batch_first else "time_major", steps, batch, None, self.dtype)
-        return y, state, Tape(engine, now, source, {}, plain=True)
 
     def _run(self, source: Sequences, state: State, keep: bool, every: bool = False) -> Any:
         h0, c0 = self._states("state", state, source.batch, source.unbatched)

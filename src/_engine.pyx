@@ -316,7 +316,7 @@ cdef class Network:
         call.kernels, call.batch, call.layers, call.directions = self.kernels, b, self.layers, self.directions
         cdef Block plan = block(chunks_bytes(b.steps))
         plan_chunks(&call.chunks, plan, b, CHUNK_TOKENS)
-        cdef int groups = self.groups(b.rows, tape.variant is None and tape.table is None)
+        cdef int groups = self.groups(tape)
         cdef ptrdiff_t chunk = call.chunks.tokens
         call.units = self.by_units(b.rows, threads) and not self.has_projection() and all_dh is None
         call.units = call.units and tape.variant is None
@@ -352,17 +352,17 @@ cdef class Network:
         p.sums = <char *>scratch.take_zeros(p.table_rows * p.dz_row * self.kernels.itemsize)
         p.dtable = NULL if dx is None else <char *>cnp.PyArray_DATA(dx)
 
-    cdef int groups(self, ptrdiff_t rows, bint plain) noexcept:
-        """Groups of sequences whose gradients backward sums up apart; `plain`: no variant, no table."""
-        if not plain or self.has_projection() or self.has_resets():
+    cdef int groups(self, Tape tape) noexcept:
+        """Groups of sequences whose gradients backward sums up apart."""
+        if tape.variant is not None or tape.table is not None or self.has_projection() or self.has_resets():
             return 1
-        return groups_of(gates_of(self.cell), self.units, self.columns(), rows)
+        return groups_of(gates_of(self.cell), self.units, self.columns(), tape.batch.rows)
 
-    def second_gradients(self, ptrdiff_t rows, bint plain):
-        """Zeros for the second group's gradients of a batch that comes to backward in pieces, or None."""
+    def second_gradients(self, Tape tape):
+        """Zeros for the second group's gradients of a batch that comes to backward in pieces like this, or None."""
         cdef ptrdiff_t n = 0
         cdef int i
-        if self.groups(rows, plain) == 1:
+        if self.groups(tape) == 1:
             return None
         for i in range(self.layers * self.directions):
             n += second_size(gates_of(self.cell), self.units,

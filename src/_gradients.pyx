@@ -211,18 +211,21 @@ cdef int groups_of(int gates, ptrdiff_t units, ptrdiff_t columns, ptrdiff_t rows
     return 2 if gates * units * columns <= 2 * RC_OUTER_LARGE and rows >= 16 else 1
 
 
+cdef size_t second_bytes(const BackPass *p) noexcept nogil:
+    return second_size(gates_of(p.d.cell), p.d.units, p.d.inputs, p.d.out) * p.kernels.itemsize
+
+
 cdef void take_second(BackPass *passes, int count, Block scratch, second, bint last) except *:
     """Memory for the second group's gradients of each pass: of its own, or a part of `second`, zeros that several
     calls add to and the last one adds to the gradients."""
     cdef BackPass *p
     cdef int i
-    cdef size_t bytes, used = 0
+    cdef size_t used = 0
     for i in range(count):
         p = &passes[i]
-        bytes = second_size(gates_of(p.d.cell), p.d.units, p.d.inputs, p.d.out) * p.kernels.itemsize
         p.own_second, p.add_second = second is None, last
-        p.second = <char *>scratch.take(bytes) if second is None else part_of(second, 0, 0, 1) + used
-        used += bytes
+        p.second = <char *>scratch.take(second_bytes(p)) if second is None else part_of(second, 0, 0, 1) + used
+        used += second_bytes(p)
 
 
 cdef bint is_apart(const BackPass *p, const Team *team) noexcept nogil:
@@ -262,8 +265,7 @@ cdef void add_share(const BackPass *p, const Team *team, char *of, char *to, ptr
 cdef void begin_gradients(const BackPass *p, const Team *team) noexcept nogil:
     """Before a pass: zeros, by a thread that adds to them first or meets the others before they do."""
     if p.groups == 2 and p.own_second and team.rank == is_apart(p, team):
-        memset(p.second, 0,
-               second_size(gates_of(p.d.cell), p.d.units, p.d.inputs, p.d.out) * p.kernels.itemsize)
+        memset(p.second, 0, second_bytes(p))
 
 
 cdef bint chunk_gradients(BackPass *p, const Batch *b, Team *team, ptrdiff_t begin, ptrdiff_t end,

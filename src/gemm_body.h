@@ -176,7 +176,7 @@ INLINE void outer_tile(const int rows, const int vectors, const real *a, ptrdiff
     UNROLL for (int r = 0; r < rows; r++) {
         UNROLL for (int v = 0; v < vectors; v++) acc[r][v] = v_zero();
     }
-    const ptrdiff_t piece = count / rows;
+    const ptrdiff_t piece = count / rows; /* as in multiply_far */
     for (int r = 0; r < rows; r++, to += c_stride) {
         const ptrdiff_t n = r + 1 < rows ? piece : count - (rows - 1) * piece;
         UNROLL for (int v = 0; v < vectors; v++) __builtin_prefetch(to + v * LANES, 1);

@@ -113,7 +113,7 @@ INLINE void multiply_tile(const int rows, const int panels, const int vectors, c
 #define LONG 96 /* k of a tile in which pieces cost nothing */
 
 /* The same of a tile that writes to far memory, in as many pieces as it has rows: before each it fetches what it will
- * store to one of them. All those lines at once would take the place of those that the loop waits for. */
+ * store to one of them. All those lines at once gained nothing: probably they take the place of those that the loop waits for. */
 INLINE void multiply_far(const int rows, const int vectors, const product *g, real *const *a, const real *b,
                          ptrdiff_t row, ptrdiff_t panel, vf acc[][MAX_ROWS][4], const real *later, ptrdiff_t step) {
     const ptrdiff_t k = g->shape->k, piece = k / rows & ~(ptrdiff_t)1;
@@ -236,8 +236,8 @@ static ptrdiff_t panel_after(const product *g, ptrdiff_t panel) {
 /* All rows times one panel, the rows shared out evenly between tiles (32 = 6 6 5 5 5 5). Of far weights the next panel
  * comes into L2 meanwhile (after the last one the first, for the next step, unless that goes the other way), all tiles
  * fetching the same part of it: a core has so few lines of L3 under way at once that a burst would have to wait. A
- * small tile that is the only one has its own panel to fetch. Blocks of k that stay in L1 were tried: they gain nothing
- * at K 256 and lose a tenth at 1024. */
+ * small tile that is the only one reads its panel as fast as it comes. Blocks of k that stay in L1 were tried: they
+ * gain nothing at K 256 and lose a tenth at 1024. */
 static void run_panel(const tiles *by_rows, const product *g, ptrdiff_t panel) {
     const int vectors = vectors_of(g, panel);
     const ptrdiff_t most = TILE_VECTORS / vectors < MAX_ROWS ? TILE_VECTORS / vectors : MAX_ROWS, k = g->shape->k;
