@@ -113,7 +113,8 @@ INLINE void multiply_tile(const int rows, const int panels, const int vectors, c
 #define LONG 96 /* k of a tile in which pieces cost nothing */
 
 /* The same of a tile that writes to far memory, in as many pieces as it has rows: before each it fetches what it will
- * store to one of them. All those lines at once gained nothing: probably they take the place of those that the loop waits for. */
+ * store to one of them. All those lines at once gained nothing: probably they take the place of those that the loop
+ * waits for. */
 INLINE void multiply_far(const int rows, const int vectors, const product *g, real *const *a, const real *b,
                          ptrdiff_t row, ptrdiff_t panel, vf acc[][MAX_ROWS][4], const real *later, ptrdiff_t step) {
     const ptrdiff_t k = g->shape->k, piece = k / rows & ~(ptrdiff_t)1;
