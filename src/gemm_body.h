@@ -106,7 +106,6 @@ static void gemm(const rc_gemm *job) {
 
 #define OUTER_ROWS (TILE_VECTORS / 4)
 #define STRIP (4 * LANES)
-#define AHEAD 8        /* rows of x that pack_strip fetches ahead */
 #define AHEAD_APART 16 /* rows of a to fetch ahead: they lie apart, so that the processor does not do it by itself */
 
 /* The vectors of a strip when `left` columns are left, and the elements in its last one. */
@@ -134,43 +133,32 @@ static strip strip_at(const rc_outer *o, ptrdiff_t i, real *packed) {
     return (strip){side, column, strip_tail(left), strip_vectors(left), packed};
 }
 
-/* A strip's columns of rows [k, k + count) of x: however far apart the rows lie, and whatever their number is a
- * multiple of, the tiles read them in order and aligned. Zeros follow the last column. */
-static void pack_strip(const strip *s, ptrdiff_t k, ptrdiff_t count) {
-    real *to = s->packed;
-    for (ptrdiff_t i = 0; i < count; i++) {
-        const ptrdiff_t ahead = i + AHEAD < count ? i + AHEAD : count - 1;
-        const real *x = row_of(&s->side->x, k + i) + s->column, *next = row_of(&s->side->x, k + ahead) + s->column;
-        for (int v = 0; v < s->vectors; v++, to += LANES) {
-            __builtin_prefetch(next + v * LANES);
-            v_store(to, load_units(x + v * LANES, 0, v + 1 < s->vectors ? LANES : s->tail));
-        }
+/* Row k of all strips: however far apart the rows of x lie, and whatever their number is a multiple of, the tiles read
+ * them in order and aligned. Zeros follow the last column. */
+static void pack_row(const strip *s, const strip *end, ptrdiff_t k, ptrdiff_t at) {
+    for (; s < end; s++) {
+        const real *x = row_of(&s->side->x, k) + s->column;
+        real *to = s->packed + at * s->vectors * LANES;
+        for (int v = 0; v < s->vectors; v++, to += LANES)
+            v_store(to, load_units(x, v, v + 1 < s->vectors ? (v + 1) * LANES : v * LANES + s->tail));
     }
 }
 
-/* A tile's columns of a, one row after the other. */
-static void pack_tile(const real *a, ptrdiff_t stride, ptrdiff_t count, ptrdiff_t columns, real *to) {
-    for (ptrdiff_t k = 0; k < count; k++, a += stride, to += OUTER_ROWS) {
-        __builtin_prefetch(a + AHEAD_APART * stride);
-        if (columns == OUTER_ROWS) memcpy(to, a, OUTER_ROWS * sizeof(real));
-        else memcpy(to, a, (size_t)columns * sizeof(real));
-    }
-}
-
-/* acc[r][v] += sum_k a[k][r] * x[k][v], with `fetch` of rows of a that lie apart. */
+/* acc[r][v] += sum_k a[k][r] * x[k][v], with `fetch` of rows of a that lie apart; these go to `packed`, too. */
 INLINE void outer_products(const int rows, const int vectors, const int fetch, const real *a, ptrdiff_t a_stride,
-                           const real *x, ptrdiff_t count, vf acc[][4]) {
+                           const real *x, ptrdiff_t count, real *packed, vf acc[][4]) {
     real *column[OUTER_ROWS];
     TWICE for (ptrdiff_t k = 0; k < count; k++, a += a_stride, x += vectors * LANES) {
         UNROLL for (int r = 0; r < rows; r++) column[r] = (real *)a + r;
         if (fetch) __builtin_prefetch(a + AHEAD_APART * a_stride);
+        if (packed) memcpy(packed + k * OUTER_ROWS, a, (size_t)rows * sizeof(real));
         add_products(rows, vectors, column, 0, x, acc);
     }
 }
 
 /* c[r][v] += sum_k a[k][r] * x[k][v] over `count` rows k; c has `tail` elements in the last vector. */
 INLINE void outer_tile(const int rows, const int vectors, const real *a, ptrdiff_t a_stride, const real *x,
-                       ptrdiff_t count, real *c, ptrdiff_t c_stride, ptrdiff_t tail) {
+                       ptrdiff_t count, real *c, ptrdiff_t c_stride, ptrdiff_t tail, real *packed) {
     vf acc[OUTER_ROWS][4];
     real *to = c;
     UNROLL for (int r = 0; r < rows; r++) {
@@ -180,8 +168,9 @@ INLINE void outer_tile(const int rows, const int vectors, const real *a, ptrdiff
     for (int r = 0; r < rows; r++, to += c_stride) {
         const ptrdiff_t n = r + 1 < rows ? piece : count - (rows - 1) * piece;
         UNROLL for (int v = 0; v < vectors; v++) __builtin_prefetch(to + v * LANES, 1);
-        if (a_stride == OUTER_ROWS) outer_products(rows, vectors, 0, a, OUTER_ROWS, x, n, acc);
-        else outer_products(rows, vectors, 1, a, a_stride, x, n, acc);
+        if (packed) outer_products(rows, vectors, 1, a, a_stride, x, n, packed + r * piece * OUTER_ROWS, acc);
+        else if (a_stride == OUTER_ROWS) outer_products(rows, vectors, 0, a, OUTER_ROWS, x, n, 0, acc);
+        else outer_products(rows, vectors, 1, a, a_stride, x, n, 0, acc);
         a += n * a_stride;
         x += n * vectors * LANES;
     }
@@ -195,12 +184,12 @@ INLINE void outer_tile(const int rows, const int vectors, const real *a, ptrdiff
 }
 
 typedef void outer_fn(const real *a, ptrdiff_t a_stride, const real *x, ptrdiff_t count, real *c, ptrdiff_t c_stride,
-                      ptrdiff_t tail);
+                      ptrdiff_t tail, real *packed);
 #define OUTER_TILE(rows, vectors) \
     static __attribute__((noinline)) void outer_##rows##_##vectors( \
         const real *a, ptrdiff_t a_stride, const real *x, ptrdiff_t count, real *c, ptrdiff_t c_stride, \
-        ptrdiff_t tail) { \
-        if (rows <= OUTER_ROWS) outer_tile(rows, vectors, a, a_stride, x, count, c, c_stride, tail); \
+        ptrdiff_t tail, real *packed) { \
+        if (rows <= OUTER_ROWS) outer_tile(rows, vectors, a, a_stride, x, count, c, c_stride, tail, packed); \
     }
 #define OUTER_ALL(rows) OUTER_TILE(rows, 1) OUTER_TILE(rows, 2) OUTER_TILE(rows, 3) OUTER_TILE(rows, 4)
 #define OUTER_NAMES(rows) {0, outer_##rows##_1, outer_##rows##_2, outer_##rows##_3, outer_##rows##_4}
@@ -217,17 +206,18 @@ static void outer_block(const rc_outer *o, ptrdiff_t k, ptrdiff_t count, ptrdiff
     const int pack = last - first > 2;
     for (ptrdiff_t i = 0; i < last - first; i++) {
         strips[i] = strip_at(o, first + i, x);
-        pack_strip(&strips[i], k, count);
         x += count * strips[i].vectors * LANES;
     }
+    for (ptrdiff_t i = 0; i < count; i++) pack_row(strips, strips + (last - first), k + i, i);
     for (ptrdiff_t m = o->m_begin, rows; m < o->m_end; m += rows) {
         const real *a = (const real *)o->a.base + k * o->a.stride + m;
         rows = o->m_end - m < OUTER_ROWS ? o->m_end - m : OUTER_ROWS;
-        if (pack) pack_tile(a, o->a.stride, count, rows, packed);
-        for (const strip *s = strips; s < strips + (last - first); s++)
-            outer_tiles[rows][s->vectors](pack ? packed : a, pack ? OUTER_ROWS : o->a.stride, s->packed, count,
+        for (const strip *s = strips; s < strips + (last - first); s++) {
+            const int again = pack && s > strips;
+            outer_tiles[rows][s->vectors](again ? packed : a, again ? OUTER_ROWS : o->a.stride, s->packed, count,
                                           (real *)s->side->c + m * s->side->c_stride + s->column, s->side->c_stride,
-                                          s->tail);
+                                          s->tail, pack && !again ? packed : 0);
+        }
     }
 }
 
