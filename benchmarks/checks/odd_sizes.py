@@ -60,10 +60,13 @@ def _pair(cell: str, odd: tuple, even: tuple, train: bool) -> float:
 
 def _ratio(make: Callable[[], dict]) -> float:
     """Best time of `odd` over that of `even`; while it is above the bound measured again with calls made anew, since
-    the place of their weights in memory alone makes up to a tenth."""
+    the place of their weights in memory alone makes up to a fifth. Those before are kept, or the new ones would get
+    their memory."""
     best = {"odd": float("inf"), "even": float("inf")}
+    made = []
     for attempt in range(4):
-        found = alternate(make(), 0.15 * (1 + attempt))
+        made.append(make())
+        found = alternate(made[-1], 0.15 * (1 + attempt))
         best = {name: min(best[name], found[name]) for name in best}
         if best["odd"] <= BOUND * best["even"]:
             break
