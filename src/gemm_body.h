@@ -71,10 +71,16 @@ INLINE void gemm_finish(const rc_gemm *g, ptrdiff_t row, ptrdiff_t panel, const 
     }
 }
 
+/* Fetches for writing the lines of some vectors; where they begin within a line, they end in one more. */
+INLINE void store_fetch(const real *c, const int vectors) {
+    UNROLL for (int v = 0; v < vectors; v++) __builtin_prefetch(c + v * LANES, 1);
+    __builtin_prefetch(c + vectors * LANES - 1, 1);
+}
+
 INLINE void gemm_fetch(const void *job, ptrdiff_t row, ptrdiff_t panel, const int vectors) {
     const rc_gemm *g = job;
     const real *c = row_of(&g->c, row) + first_column(g, panel);
-    UNROLL for (int v = 0; v < vectors; v++) __builtin_prefetch(c + v * LANES, 1);
+    store_fetch(c, vectors);
 }
 
 INLINE void tile_start(enum kind kind, const void *job, ptrdiff_t row, ptrdiff_t panel, int rows, int panels,
@@ -167,7 +173,7 @@ INLINE void outer_tile(const int rows, const int vectors, const real *a, ptrdiff
     const ptrdiff_t piece = count / rows; /* as in multiply_far */
     for (int r = 0; r < rows; r++, to += c_stride) {
         const ptrdiff_t n = r + 1 < rows ? piece : count - (rows - 1) * piece;
-        UNROLL for (int v = 0; v < vectors; v++) __builtin_prefetch(to + v * LANES, 1);
+        store_fetch(to, vectors);
         if (packed) outer_products(rows, vectors, 1, a, a_stride, x, n, packed + r * piece * OUTER_ROWS, acc);
         else if (a_stride == OUTER_ROWS) outer_products(rows, vectors, 0, a, OUTER_ROWS, x, n, 0, acc);
         else outer_products(rows, vectors, 1, a, a_stride, x, n, 0, acc);
