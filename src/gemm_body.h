@@ -162,7 +162,8 @@ INLINE void outer_products(const int rows, const int vectors, const int fetch, c
     }
 }
 
-/* c[r][v] += sum_k a[k][r] * x[k][v] over `count` rows k; c has `tail` elements in the last vector. */
+/* c[r][v] += sum_k a[k][r] * x[k][v] over `count` rows k; c has `tail` elements in the last vector. With `packed` the
+ * tile's columns of a are left there, row after row. */
 INLINE void outer_tile(const int rows, const int vectors, const real *a, ptrdiff_t a_stride, const real *x,
                        ptrdiff_t count, real *c, ptrdiff_t c_stride, ptrdiff_t tail, real *packed) {
     vf acc[OUTER_ROWS][4];
