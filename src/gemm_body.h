@@ -139,8 +139,8 @@ static strip strip_at(const rc_outer *o, ptrdiff_t i, real *packed) {
     return (strip){side, column, strip_tail(left), strip_vectors(left), packed};
 }
 
-/* Row k of all strips: however far apart the rows of x lie, and whatever their number is a multiple of, the tiles read
- * them in order and aligned. Zeros follow the last column. */
+/* Row k of x to row `at` of every strip: however far apart the rows of x lie, and whatever their number is a multiple
+ * of, the tiles read them in order and aligned. Zeros follow the last column. */
 static void pack_row(const strip *s, const strip *end, ptrdiff_t k, ptrdiff_t at) {
     for (; s < end; s++) {
         const real *x = row_of(&s->side->x, k) + s->column;
