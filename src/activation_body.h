@@ -7,6 +7,7 @@
 /* sigmoid and tanh come for several vectors side by side, stage by stage: one is a chain of some 20 operations that
  * wait for each other, and the processor looks ahead too short a way to find the next one's by itself. */
 #define SIDE_BY_SIDE (TILE_VECTORS / 4) /* as many as there are registers for */
+#define MOST_TANHS (SIDE_BY_SIDE > 4 ? SIDE_BY_SIDE : 4) /* a tanh takes less of them; 4: a panel of an RNN */
 #define EACH(n) UNROLL for (int i = 0; i < (n); i++)
 
 #ifdef RC_REAL_IS_DOUBLE
@@ -97,8 +98,8 @@ static const float tanh_table[TANH_DEGREE + 2][8] __attribute__((aligned(32))) =
 };
 
 INLINE void v_tanhs(const int n, vf *x) {
-    vf t[SIDE_BY_SIDE], p[SIDE_BY_SIDE];
-    vi at[SIDE_BY_SIDE];
+    vf t[MOST_TANHS], p[MOST_TANHS];
+    vi at[MOST_TANHS];
     EACH(n) t[i] = v_min(v_set1(TANH_END), v_abs(x[i]));
     EACH(n) at[i] = v_index(v_add(t[i], v_set1(TANH_SHIFT)));
     EACH(n) t[i] = v_sub(t[i], v_look_up(tanh_table[0], at[i]));

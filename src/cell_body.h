@@ -76,8 +76,8 @@ INLINE void emit_dz(const rc_step_back *s, ptrdiff_t row, ptrdiff_t j, int g, vf
 INLINE void rnn_forward(const rc_step *s, const place t, const int vectors, vf *z) {
     const int n = t.rows * t.panels * vectors;
     if (s->cell != RC_RNN_TANH) UNROLL for (int i = 0; i < n; i++) z[i] = v_max(v_zero(), z[i]);
-    else if (n > SIDE_BY_SIDE) tanh_all(z, n);
-    else v_tanhs(n > SIDE_BY_SIDE ? SIDE_BY_SIDE : n, z); /* inline: of a single row the next step waits for it */
+    else if (n > MOST_TANHS) tanh_all(z, n);
+    else v_tanhs(n > MOST_TANHS ? MOST_TANHS : n, z); /* inline: of a single row the next step waits for it */
     store_tile(&s->saved, t, vectors, 4, z);
     emit_h(s, t, vectors, 4, z);
 }

@@ -83,31 +83,42 @@ INLINE void add_products(const int rows, const int vectors, real *const *x, ptrd
     }
 }
 
-/* acc[s][p * rows + r][v] += sum of a[r][k] * b[p][k][v] over k in [begin, end), chain s over k = s, s + chains, ...:
- * so b is read in order. Meanwhile, with `fetch`, what lies from `later` on, `step` apart, comes into L2. */
-INLINE void multiply(const int rows, const int panels, const int vectors, const int chains, real *const *a,
-                     const real *b, ptrdiff_t k, ptrdiff_t begin, ptrdiff_t end, vf acc[][MAX_ROWS][4],
-                     const int fetch, const real *later, ptrdiff_t step) {
+/* acc[p * rows + r][v] += sum of a[r][k] * b[p][k][v] over k in [begin, end). Meanwhile, with `fetch`, what lies from
+ * `later` on, `step` apart, comes into L2. */
+INLINE void multiply(const int rows, const int panels, const int vectors, real *const *a, const real *b, ptrdiff_t k,
+                     ptrdiff_t begin, ptrdiff_t end, vf acc[][4], const int fetch, const real *later,
+                     ptrdiff_t step) {
     const ptrdiff_t size = (ptrdiff_t)vectors * LANES, next = k * size;
-    ptrdiff_t i = begin;
-    TWICE for (; i + chains <= end; i += chains) {
+    TWICE for (ptrdiff_t i = begin; i < end; i++) {
         if (fetch) __builtin_prefetch(later + i * step, 0, 2);
-        UNROLL for (int s = 0; s < chains; s++) {
-            UNROLL for (int p = 0; p < panels; p++)
-                add_products(rows, vectors, a, i + s, b + p * next + (i + s) * size, acc[s] + p * rows);
-        }
-    }
-    UNROLL for (int s = 0; s < chains - 1; s++) {
-        if (i + s < end) add_products(rows, vectors, a, i + s, b + (i + s) * size, acc[s]);
+        UNROLL for (int p = 0; p < panels; p++)
+            add_products(rows, vectors, a, i, b + p * next + i * size, acc + p * rows);
     }
 }
 
 /* All of k. */
-INLINE void multiply_tile(const int rows, const int panels, const int vectors, const int chains, const product *g,
-                         real *const *a, const real *b, vf acc[][MAX_ROWS][4], const real *later, ptrdiff_t step) {
+INLINE void multiply_tile(const int rows, const int panels, const int vectors, const product *g, real *const *a,
+                          const real *b, vf acc[][4], const real *later, ptrdiff_t step) {
     const ptrdiff_t k = g->shape->k;
-    if (chains == 1 && step) multiply(rows, panels, vectors, chains, a, b, k, 0, k, acc, 1, later, step);
-    else multiply(rows, panels, vectors, chains, a, b, k, 0, k, acc, 0, b, 0);
+    if (step) multiply(rows, panels, vectors, a, b, k, 0, k, acc, 1, later, step);
+    else multiply(rows, panels, vectors, a, b, k, 0, k, acc, 0, b, 0);
+}
+
+/* All of k of one row, in partial sums: acc[s][0] over k = s, s + chains, ... As many of them side by side as there are
+ * accumulators, so that b is read in order. */
+INLINE void multiply_cut(const int vectors, const int chains, const product *g, real *const *a, const real *b,
+                         vf acc[][MAX_ROWS][4]) {
+    const ptrdiff_t k = g->shape->k, size = (ptrdiff_t)vectors * LANES;
+    const int most = chains * vectors <= TILE_VECTORS ? chains : chains / 2;
+    UNROLL for (int first = 0; first < chains; first += most) {
+        ptrdiff_t i = first;
+        TWICE for (; i + most <= k; i += chains) {
+            UNROLL for (int s = 0; s < most; s++) add_products(1, vectors, a, i + s, b + (i + s) * size, acc[first + s]);
+        }
+        UNROLL for (int s = 0; s < most - 1; s++) {
+            if (i + s < k) add_products(1, vectors, a, i + s, b + (i + s) * size, acc[first + s]);
+        }
+    }
 }
 
 #define LONG 96 /* k of a tile in which pieces cost nothing */
@@ -116,13 +127,13 @@ INLINE void multiply_tile(const int rows, const int panels, const int vectors, c
  * store to one of them. All those lines at once gained nothing: probably they take the place of those that the loop
  * waits for. */
 INLINE void multiply_far(const int rows, const int vectors, const product *g, real *const *a, const real *b,
-                         ptrdiff_t row, ptrdiff_t panel, vf acc[][MAX_ROWS][4], const real *later, ptrdiff_t step) {
+                         ptrdiff_t row, ptrdiff_t panel, vf acc[][4], const real *later, ptrdiff_t step) {
     const ptrdiff_t k = g->shape->k, piece = k / rows & ~(ptrdiff_t)1;
     for (int r = 0; r < rows; r++) {
         const ptrdiff_t begin = r * piece, end = r + 1 < rows ? begin + piece : k;
         gemm_fetch(g->job, row + r, panel, vectors);
-        if (step) multiply(rows, 1, vectors, 1, a, b, k, begin, end, acc, 1, later, step);
-        else multiply(rows, 1, vectors, 1, a, b, k, begin, end, acc, 0, b, 0);
+        if (step) multiply(rows, 1, vectors, a, b, k, begin, end, acc, 1, later, step);
+        else multiply(rows, 1, vectors, a, b, k, begin, end, acc, 0, b, 0);
     }
 }
 
@@ -137,9 +148,10 @@ INLINE void tile(enum kind kind, const int rows, const int panels, const int vec
     UNROLL for (int s = 1; s < chains; s++) {
         UNROLL for (int v = 0; v < vectors; v++) acc[s][0][v] = v_zero();
     }
-    if (kind == GEMM && panels == 1 && rows > 2 && g->far && g->shape->k >= LONG)
-        multiply_far(rows, vectors, g, a, b, row, panel, acc, later, step);
-    else multiply_tile(rows, panels, vectors, chains, g, a, b, acc, later, step);
+    if (chains > 1) multiply_cut(vectors, chains, g, a, b, acc);
+    else if (kind == GEMM && panels == 1 && rows > 2 && g->far && g->shape->k >= LONG)
+        multiply_far(rows, vectors, g, a, b, row, panel, acc[0], later, step);
+    else multiply_tile(rows, panels, vectors, g, a, b, acc[0], later, step);
     UNROLL for (int v = 0; v < vectors && chains > 1; v++) {
         vf *sum = &acc[0][0][v];
         *sum = v_add(*sum, acc[1][0][v]);
