@@ -17,6 +17,7 @@ cdef struct Call:
     Pass *passes
     BackPass *back
     bint units                         # threads share out hidden units, else sequences
+    bint apart                         # the batch is to have a part for each thread (Batch.parts)
     void **pointers                    # a part for each thread
     ptrdiff_t pointers_each
     char *columns                      # a part for each thread (Team.columns), or NULL

@@ -9,7 +9,7 @@ from rnn_core._gradients cimport begin_gradients, chunk_gradients, end_gradients
 from rnn_core._kernels cimport *
 from rnn_core._norms cimport normalise_back, normalise_cell_back
 from rnn_core._plan cimport LN_HH, LN_IH, Batch, Chunks, Segment, Team, View, from_row, interrupted, meet, \
-    meet_if_shared_anew, multiply, product_job, rows_at, rows_by, share, share_rows, token, whole
+    meet_if_shared_anew, multiply, place, product_job, rows_at, rows_by, share, share_rows, token, whole
 from rnn_core._variants cimport add_product, add_rows, copy_rows, is_view, multiply_rows, split_rows
 
 
@@ -86,14 +86,30 @@ cdef rc_rows dz_rows(const BackPass *p, char *dz, ptrdiff_t column, const Part *
     return rows_by(pointers)
 
 
-cdef void prepare(BackPass *p, const Batch *b, const Part *part, rc_step_back *s, ptrdiff_t t, ptrdiff_t n,
-                  void **pointers) noexcept nogil:
-    """The step's rows. pointers: 3 n of them."""
-    cdef ptrdiff_t lanes = p.kernels.lanes, m, tape = b.first[t] + part.row_begin, units = whole(p.d.units, lanes)
+cdef rc_rows tape_rows(char *tape, ptrdiff_t stride, const Batch *b, const Team *team, const Part *part, ptrdiff_t t,
+                       size_t itemsize, void **pointers) noexcept nogil:
+    """The step's rows of a tape. Where its parts are not what the threads take now, they need pointers, one each."""
+    cdef ptrdiff_t m, row, n = part.row_end - part.row_begin, first = 0, last = 0
+    cdef int which = 0
+    if tape == NULL or b.parts == 1 or (b.parts == team.size and not team.units):
+        return from_row(tape, stride, place(b, t, part.row_begin, n), itemsize)
+    for m in range(n):
+        while last <= part.row_begin + m:
+            share(b.rows, which, b.parts, &first, &last)
+            which += 1
+        row = place(b, t, first, last - first) + part.row_begin + m - first
+        pointers[m] = tape + row * stride * <ptrdiff_t>itemsize
+    return rows_by(pointers)
+
+
+cdef void prepare(BackPass *p, const Batch *b, const Team *team, const Part *part, rc_step_back *s, ptrdiff_t t,
+                  ptrdiff_t n, void **pointers) noexcept nogil:
+    """The step's rows. pointers: 6 n of them, the fourth n of which stay free."""
+    cdef ptrdiff_t lanes = p.kernels.lanes, m, units = whole(p.d.units, lanes)
     cdef size_t itemsize = p.kernels.itemsize
     s.cell, s.phase, s.units = p.d.cell, 0, p.d.units
-    s.saved = from_row(p.saved, rc_row_size(&p.d.w, lanes), tape, itemsize)
-    s.saved_unit = from_row(p.saved_unit, units, tape, itemsize)
+    s.saved = tape_rows(p.saved, rc_row_size(&p.d.w, lanes), b, team, part, t, itemsize, pointers + 4 * n)
+    s.saved_unit = tape_rows(p.saved_unit, units, b, team, part, t, itemsize, pointers + 5 * n)
     s.dh = from_row(p.dh, whole(p.d.out, lanes), part.row_begin, itemsize)
     s.dc = from_row(p.dc, units, part.row_begin, itemsize)
     s.reset = from_row(p.reset, units, part.row_begin, itemsize)
@@ -168,13 +184,13 @@ cdef void side_back(BackPass *p, const Batch *b, const Part *part, int which, co
 
 cdef bint step_back(BackPass *p, const Batch *b, const Part *part, Team *team, ptrdiff_t t,
                     void **pointers) noexcept nogil:
-    """One step back; pointers: 4 for each row. True when the call is to be left."""
+    """One step back; pointers: 6 for each row. True when the call is to be left."""
     cdef ptrdiff_t n = part.row_end - part.row_begin, units = whole(p.d.units, p.kernels.lanes)
     cdef size_t itemsize = p.kernels.itemsize
     cdef int i
     cdef rc_step_back s
     cdef rc_rows dh, recurrent
-    prepare(p, b, part, &s, t, n, pointers)
+    prepare(p, b, team, part, &s, t, n, pointers)
     dh = s.dh
     add_tokens(p, b, part, &p.all_dh, dh, t, n, p.d.out)
     add_tokens(p, b, part, &p.all_dc, s.dc, t, n, p.d.units)
@@ -252,7 +268,7 @@ cdef bint chunk_back(BackPass *p, const Batch *b, Part *part, Team *team, ptrdif
 
 
 cdef bint backward_pass(BackPass *p, const Batch *b, Team *team, const Chunks *chunks, void **pointers) noexcept nogil:
-    """This thread's part of one direction's backward pass; `pointers` holds 4 * chunks.tokens of them. True when the
+    """This thread's part of one direction's backward pass; `pointers` holds 6 * chunks.tokens of them. True when the
     call is to be left."""
     cdef Part part
     cdef ptrdiff_t i, at

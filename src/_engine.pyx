@@ -215,6 +215,9 @@ cdef class Network:
         call.kernels, call.batch = self.kernels, b
         call.layers, call.directions, call.units = self.layers, self.directions, self.by_units(rows, threads)
         call.units = call.units and all_h is None and variant is None
+        call.apart = not (call.units or variant is not None or self.directions == 2 or self.has_projection()
+                          or self.has_resets())
+        call.apart = call.apart and b.first[b.steps] == b.steps * b.rows
         call.passes = <Pass *>memory.take(self.layers * self.directions * sizeof(Pass))
         if masks is not None:
             call.masks = <View *>memory.take(self.layers * sizeof(View))
@@ -329,7 +332,7 @@ cdef class Network:
         cdef Block scratch = self.check_out(
             self.backward_bytes(b, chunk, threads, groups) + norms + sums + threads * call.columns_each)
         call.back = <BackPass *>scratch.take(count * sizeof(BackPass))
-        call.pointers_each = 4 * chunk
+        call.pointers_each = 6 * chunk
         call.pointers = <void **>scratch.take(threads * call.pointers_each * sizeof(void *))
         if call.columns_each:
             call.columns = <char *>scratch.take(threads * call.columns_each)
@@ -404,7 +407,7 @@ cdef class Network:
         cdef size_t inner = 2 * padded(b.first[b.steps] * self.directions * self.out, itemsize)
         inner *= self.layers > 1
         return (self.layers * self.directions * each + shared + inner + padded(self.inputs + 2 * units, itemsize)
-                + threads * padded(4 * chunk, sizeof(void *)) + 4096)
+                + threads * padded(6 * chunk, sizeof(void *)) + 4096)
 
     cdef int set_back_passes(self, Call *call, Tape tape, Block scratch, dy, dhn, dcn, list grads, dx,
                              all_dh, all_dc, int groups) except -1:

@@ -10,7 +10,7 @@ from libc.string cimport memcpy, memset
 from rnn_core._kernels cimport *
 from rnn_core._norms cimport normalise, normalise_cell
 from rnn_core._plan cimport FEW_ROWS, LN_HH, LN_IH, Batch, Block, Chunks, Team, View, from_row, interrupted, \
-    load_state, meet, meet_if_shared_anew, own_rows, part_of, product_job, rows_at, rows_by, share, share_rows, \
+    load_state, meet, meet_if_shared_anew, own_rows, part_of, place, product_job, rows_at, rows_by, share, share_rows, \
     store_state, token, whole
 from rnn_core._runtime cimport kernels_f32
 from rnn_core._variants cimport copy_rows, is_view, mix_rows, multiply_rows
@@ -111,16 +111,20 @@ cdef ptrdiff_t locate(const Pass *p, const Batch *b, Part *part, const Team *tea
                       const Rows *rows) noexcept nogil:
     """Where this thread's tokens of steps [begin, end) lie, in ascending order of time, and how many they are. Gate
     rows of a table are there already, a tape's are computed in their place, others in the chunk's buffer."""
-    cdef ptrdiff_t n = 0, t, m, row = rc_row_size(&p.d.w, p.kernels.lanes) * <ptrdiff_t>p.kernels.itemsize
-    cdef char *gates = p.gates if p.saved == NULL else p.saved + b.first[begin] * row
+    cdef ptrdiff_t n = 0, t, m, count, row = rc_row_size(&p.d.w, p.kernels.lanes) * <ptrdiff_t>p.kernels.itemsize
+    cdef char *gates
     for t in range(begin, end):
-        enter_step(b, team, t, part)
+        count = enter_step(b, team, t, part)
+        if p.saved == NULL:
+            gates = p.gates + (b.first[t] - b.first[begin] + part.row_begin) * row
+        else:
+            gates = p.saved + place(b, t, part.row_begin, count) * row
         for m in range(part.row_begin, part.row_end):
             rows.x[n], rows.y[n] = token(&p.x, b, t, m), token(&p.y, b, t, m)
             if p.table != NULL:
                 rows.gates[n] = p.table + (<int64_t *>rows.x[n])[0] * row
             else:
-                rows.gates[n] = gates + (b.first[t] - b.first[begin] + m) * row
+                rows.gates[n] = gates + (m - part.row_begin) * row
             n += 1
     return n
 
@@ -256,10 +260,11 @@ cdef void end_variant(Pass *p, const Batch *b, const Part *part, rc_step *s, ptr
 
 cdef void set_step(Pass *p, const Batch *b, const Part *part, rc_step *s, ptrdiff_t t, ptrdiff_t done) noexcept nogil:
     """The rows of step t, the `done`-th of this direction; gates and y are set by the caller."""
-    cdef ptrdiff_t lanes = p.kernels.lanes, tape = b.first[t] + part.row_begin
+    cdef ptrdiff_t lanes = p.kernels.lanes, n = part.row_end - part.row_begin
+    cdef ptrdiff_t tape = place(b, t, part.row_begin, n)
     cdef ptrdiff_t units = whole(p.d.units, lanes), out = whole(p.d.out, lanes)
     cdef size_t itemsize = p.kernels.itemsize
-    s.cell, s.bias, s.row_begin, s.row_end = p.d.cell, p.d.bias_n, 0, part.row_end - part.row_begin
+    s.cell, s.bias, s.row_begin, s.row_end = p.d.cell, p.d.bias_n, 0, n
     s.c = from_row(p.c, units, part.row_begin, itemsize)
     s.reset = from_row(p.reset, units, part.row_begin, itemsize)
     s.product = rows_at(NULL, 0)
@@ -320,7 +325,8 @@ cdef void many_steps(Pass *p, const Batch *b, const Part *part, rc_step *s, ptrd
                      ptrdiff_t count) noexcept nogil:
     """Steps t and those after it, alike and nothing but their kernel."""
     cdef rc_sequence q
-    q.count, q.rows, q.tape, q.alternates = count, s.row_end, b.active[t], s.row_end < FEW_ROWS
+    q.count, q.rows, q.alternates = count, s.row_end, s.row_end < FEW_ROWS
+    q.tape = b.active[t] if b.parts == 1 else s.row_end
     if p.reverse:
         q.rows, q.tape = -q.rows, -q.tape
     set_product(p, part, s, done, False)

@@ -305,7 +305,7 @@ cdef int plan_batch(Batch *b, Block memory, ptrdiff_t steps, ptrdiff_t rows, obj
     """Sort by length, longest first (or take that order as given), and count who runs when."""
     cdef cnp.int64_t[::1] order, length
     cdef ptrdiff_t t, m
-    b.rows = rows
+    b.rows, b.parts = rows, 1
     b.active = <ptrdiff_t *>memory.take((steps + 1) * sizeof(ptrdiff_t))
     b.first = <ptrdiff_t *>memory.take((steps + 1) * sizeof(ptrdiff_t))
     b.order = <ptrdiff_t *>memory.take(rows * sizeof(ptrdiff_t))

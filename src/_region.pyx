@@ -46,6 +46,8 @@ cdef void start_teams(Call *call, int size) noexcept nogil:
     cdef int sizes[3]
     sizes[0], sizes[1] = size, (size + 1) // 2
     sizes[2] = max(size - sizes[1], 1)
+    if call.apart:
+        call.batch.parts = size
     rc_stop_init(&call.stop)
     for i in range(3 if size > 1 else 0):
         rc_stop_init(&call.team_stop[i])

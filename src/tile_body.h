@@ -113,7 +113,8 @@ INLINE void multiply_cut(const int vectors, const int chains, const product *g, 
     UNROLL for (int first = 0; first < chains; first += most) {
         ptrdiff_t i = first;
         TWICE for (; i + most <= k; i += chains) {
-            UNROLL for (int s = 0; s < most; s++) add_products(1, vectors, a, i + s, b + (i + s) * size, acc[first + s]);
+            UNROLL for (int s = 0; s < most; s++)
+                add_products(1, vectors, a, i + s, b + (i + s) * size, acc[first + s]);
         }
         UNROLL for (int s = 0; s < most - 1; s++) {
             if (i + s < k) add_products(1, vectors, a, i + s, b + (i + s) * size, acc[first + s]);

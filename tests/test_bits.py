@@ -141,6 +141,25 @@ def test_threads_on_work_worth_sharing(kind, threads):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_backward_with_another_number_of_threads(kind, threads):
+    """What one number of threads kept for backward, each its own sequences together, another takes up."""
+    sizes = {"input_size": 20, "hidden_size": 40, "num_layers": 2, "proj_size": 0, "T": 9, "B": 50}
+    case = Case.random(kind, 33, **sizes, bidirectional=False, lengths=None)
+    x, state, dy, dstate = case.arrays()
+    found = {}
+    for forward in (1, 2, 3):
+        for backward in (1, 2, 3):
+            layer = case.layer()
+            threads(forward)
+            _, _, tape = layer.forward(x, public(state))
+            threads(backward)
+            dx, dinitial = layer.backward(tape, dy, public(dstate))
+            found[forward, backward] = (dx, *parts(dinitial), *layer.grads.values())
+    for threads_taken, arrays in found.items():
+        same(arrays, found[1, 1], *threads_taken, case)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_inputs_in_chunks_of_steps(kind):
     """Long enough that the input projection is computed in several chunks."""
     sizes = {"input_size": 5, "hidden_size": 48, "num_layers": 1, "proj_size": 0, "T": 700, "B": 3, "lengths": None}
