@@ -60,7 +60,7 @@ cdef struct Batch:
     ptrdiff_t *first                   # (steps + 1)
     ptrdiff_t *order                   # (rows): the caller's index of each
     ptrdiff_t *length                  # (rows)
-    int parts                          # of the sequences, which a tape keeps apart; 1 unless all are as long
+    int parts                          # of the sequences, which a tape keeps apart; 1 unless equally_long()
 
 # Steps [begin[i], begin[i + 1]) are taken together: as many as have `tokens` tokens at most, but at least one.
 cdef struct Chunks:
@@ -110,6 +110,9 @@ cdef inline void share_rows(const Batch *b, const Team *team, ptrdiff_t t, ptrdi
 # Where a buffer of rows + team.size rows begins to be this thread's alone, whatever the step.
 cdef inline ptrdiff_t own_rows(const Batch *b, const Team *team) noexcept nogil:
     return 0 if team.units else team.rank * ((b.rows + team.size - 1) // team.size)
+
+cdef inline bint equally_long(const Batch *b) noexcept nogil:
+    return b.first[b.steps] == b.steps * b.rows
 
 # Where a tape keeps sequences [row, row + n) of step t: after those of the steps before, and with several parts, of
 # which these are one, after those alone. What a thread writes then lies together: every other stretch of memory would

@@ -18,8 +18,8 @@ from rnn_core._gradients cimport groups_of, second_size, take_second
 from rnn_core._kernels cimport *
 from rnn_core._norms cimport norm_back_bytes, norm_bytes, take_norms, take_norms_back
 from rnn_core._plan cimport BATCH_FIRST, CONCATENATED, LN_HH, LN_IH, PACKED, TIME_MAJOR, Batch, Block, Direction, \
-    Chunks, Table, View, Weights, batch_bytes, block, chunks_bytes, compact_view, gates_of, load_state, pack, padded, \
-    part_of, plan_batch, plan_chunks, store_state, user_view, whole
+    Chunks, Table, View, Weights, batch_bytes, block, chunks_bytes, compact_view, equally_long, gates_of, load_state, \
+    pack, padded, part_of, plan_batch, plan_chunks, store_state, user_view, whole
 from rnn_core._region cimport Call, backward_task, forward_task, run_call
 from rnn_core._runtime cimport cache_bytes, kernels_f32, num_threads
 from rnn_core._variants cimport Variants
@@ -217,7 +217,7 @@ cdef class Network:
         call.units = call.units and all_h is None and variant is None
         call.apart = not (call.units or variant is not None or self.directions == 2 or self.has_projection()
                           or self.has_resets())
-        call.apart = call.apart and b.first[b.steps] == b.steps * b.rows
+        call.apart = call.apart and equally_long(b)
         call.passes = <Pass *>memory.take(self.layers * self.directions * sizeof(Pass))
         if masks is not None:
             call.masks = <View *>memory.take(self.layers * sizeof(View))

@@ -326,7 +326,7 @@ cdef void many_steps(Pass *p, const Batch *b, const Part *part, rc_step *s, ptrd
     """Steps t and those after it, alike and nothing but their kernel."""
     cdef rc_sequence q
     q.count, q.rows, q.alternates = count, s.row_end, s.row_end < FEW_ROWS
-    q.tape = b.active[t] if b.parts == 1 else s.row_end
+    q.tape = place(b, t + 1, part.row_begin, s.row_end) - place(b, t, part.row_begin, s.row_end)
     if p.reverse:
         q.rows, q.tape = -q.rows, -q.tape
     set_product(p, part, s, done, False)

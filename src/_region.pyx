@@ -3,7 +3,8 @@
 from rnn_core._backward cimport BackPass, backward_pass
 from rnn_core._forward cimport Pass, forward_chunks
 from rnn_core._kernels cimport *
-from rnn_core._plan cimport Batch, Team, View, clear_padding, meet, rc_stop_asked, rc_stop_init, rows_at, share, token
+from rnn_core._plan cimport Batch, Team, View, clear_padding, equally_long, meet, rc_stop_asked, \
+    rc_stop_init, rows_at, share, token
 from rnn_core._runtime cimport barrier_init, fp_begin, fp_end, raise_pending, run_prepared
 from rnn_core._variants cimport multiply_rows
 
@@ -17,9 +18,8 @@ cdef enum:
 
 cdef Team make_team(Call *call, int which, int rank, int size, bint leader) noexcept nogil:
     cdef Team t
-    cdef bint ragged = call.batch.first[call.batch.steps] != call.batch.rows * call.batch.steps
     t.rank, t.size, t.leader, t.units = rank, size, leader, call.units and size > 1
-    t.meets = size > 1 and (call.units or ragged)
+    t.meets = size > 1 and (call.units or not equally_long(call.batch))
     t.barrier, t.stop, t.call = &call.barrier[which], &call.team_stop[which], &call.stop
     t.count, t.tick, t.look_every, t.until_look = 0, 0, call.look_every, 0
     t.columns = NULL if call.columns == NULL else call.columns + rank * call.columns_each
