@@ -9,7 +9,7 @@ from rnn_core._gradients cimport begin_gradients, chunk_gradients, end_gradients
 from rnn_core._kernels cimport *
 from rnn_core._norms cimport normalise_back, normalise_cell_back
 from rnn_core._plan cimport LN_HH, LN_IH, Batch, Chunks, Segment, Team, View, from_row, interrupted, meet, \
-    meet_if_shared_anew, multiply, place, product_job, rows_at, rows_by, share, share_rows, token, whole
+    meet_if_shared_anew, multiply, place, product_job, rows_at, rows_by, share, share_panels, share_rows, token, whole
 from rnn_core._variants cimport add_product, add_rows, copy_rows, is_view, multiply_rows, split_rows
 
 
@@ -271,13 +271,11 @@ cdef bint backward_pass(BackPass *p, const Batch *b, Team *team, const Chunks *c
     """This thread's part of one direction's backward pass; `pointers` holds 6 * chunks.tokens of them. True when the
     call is to be left."""
     cdef Part part
-    cdef ptrdiff_t i, at
-    cdef ptrdiff_t panels = (rc_vectors(p.d.units, p.kernels.lanes) + 3) // 4
-    part.unit_begin, part.unit_end = 0, rc_vectors(p.d.units, p.kernels.lanes)
+    cdef ptrdiff_t i, at, vectors = rc_vectors(p.d.units, p.kernels.lanes)
+    part.unit_begin, part.unit_end = 0, vectors
     if team.units:
-        share(panels, team.rank, team.size, &part.unit_begin, &part.unit_end)
-        part.unit_begin *= 4
-        part.unit_end = min(4 * part.unit_end, rc_vectors(p.d.units, p.kernels.lanes))
+        share_panels(vectors, 4, team, &part.unit_begin, &part.unit_end)
+        part.unit_begin, part.unit_end = 4 * part.unit_begin, min(4 * part.unit_end, vectors)
     begin_gradients(p, team)
     for i in range(chunks.count):
         at = i if p.reverse else chunks.count - 1 - i

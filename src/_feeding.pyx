@@ -321,7 +321,7 @@ cdef void add_gradient(const Feed *f, const Layer *l, Py_ssize_t column, Py_ssiz
     cdef Py_ssize_t last = share(count, 1, rank + 1, size)
     cdef rc_rows dz = rows_at(l.dz + (begin * l.d.dz + column) * itemsize, l.d.dz)
     add_outer(f.net.cells, dz, x, n, columns, dw + row * columns * itemsize, columns, first, last)
-    f.net.kernels.column_sums(&dz, NULL, n, db + row * itemsize, first, last)
+    f.net.kernels.column_sums(&dz, NULL, n, db + row * itemsize, NULL, first, last)
 
 
 # ---- from Python ------------------------------------------------------------------------------------------------

@@ -10,8 +10,8 @@ from libc.string cimport memcpy, memset
 from rnn_core._kernels cimport *
 from rnn_core._norms cimport normalise, normalise_cell
 from rnn_core._plan cimport FEW_ROWS, LN_HH, LN_IH, Batch, Block, Chunks, Team, View, from_row, interrupted, \
-    load_state, meet, meet_if_shared_anew, own_rows, part_of, place, product_job, rows_at, rows_by, share, share_rows, \
-    store_state, token, whole
+    load_state, meet, meet_if_shared_anew, own_rows, part_of, place, product_job, rows_at, rows_by, share_panels, \
+    share_rows, store_state, token, whole
 from rnn_core._runtime cimport kernels_f32
 from rnn_core._variants cimport copy_rows, is_view, mix_rows, multiply_rows
 
@@ -98,7 +98,7 @@ cdef void panels_of(const Pass *p, const rc_shape *shape, const Team *team, ptrd
                     ptrdiff_t *end) noexcept nogil:
     begin[0], end[0] = 0, rc_panels(shape, p.kernels.lanes)
     if team.units:
-        share(end[0], team.rank, team.size, begin, end)
+        share_panels(rc_vectors(shape.units, p.kernels.lanes), 1 if shape.gates > 1 else 4, team, begin, end)
 
 
 cdef inline ptrdiff_t enter_step(const Batch *b, const Team *team, ptrdiff_t t, Part *part) noexcept nogil:

@@ -31,16 +31,43 @@ cdef rc_outer gradient_job(const BackPass *p, char *dz, char *dw, const Segment 
                      dw + segment.row * columns * itemsize, columns, begin, end, team.columns)
 
 
-cdef void sum_columns(const BackPass *p, rc_rows dz, const rc_rows *factors, char *db, const Segment *segment,
-                      ptrdiff_t rows, int rank, int size) noexcept nogil:
+cdef void sum_columns(const BackPass *p, rc_rows dz, const rc_rows *factors, char *db, char *also,
+                      const Segment *segment, ptrdiff_t rows, const Team *team) noexcept nogil:
     """db[segment.row : + count] += the sums over dz[:, segment.column : + count], of its products where there are
-    factors (whose columns begin at the segment's)."""
+    factors (whose columns begin at the segment's); and also[...] += the same. Either may be NULL."""
     cdef size_t itemsize = p.kernels.itemsize
     cdef ptrdiff_t begin, end
     dz.base = <char *>dz.base + segment.column * itemsize
+    if db == NULL:
+        db, also = also, NULL
     if db != NULL:
-        share(segment.count, rank, size, &begin, &end)
-        p.kernels.column_sums(&dz, factors, rows, db + segment.row * itemsize, begin, end)
+        share(segment.count, team.rank, team.size, &begin, &end)
+        if also != NULL:
+            also += segment.row * itemsize
+        p.kernels.column_sums(&dz, factors, rows, db + segment.row * itemsize, also, begin, end)
+
+
+cdef void pass_over(Segment *segment, ptrdiff_t count) noexcept nogil:
+    """What is left of a segment after so many of its columns."""
+    segment.column += count
+    segment.row += count
+    segment.count -= count
+
+
+cdef void bias_gradients(const BackPass *p, const Team *team, char *dz_ih, char *dz_hh, ptrdiff_t rows) noexcept nogil:
+    """db_ih += sums of dz_ih, db_hh += sums of dz_hh, either of which may be NULL; where they are the same, both take
+    the sums of the columns that they share at once."""
+    cdef rc_rows of_input = rows_at(dz_ih, p.dz_row), of_recurrent = rows_at(dz_hh, p.dz_row)
+    cdef Segment rest = p.d.recurrent[0]
+    cdef ptrdiff_t i
+    cdef bint both
+    for i in range(p.d.inputs_count if dz_ih != NULL else 0):
+        both = dz_ih == dz_hh and p.d.input[i].column == rest.column
+        sum_columns(p, of_input, NULL, p.db_ih, p.db_hh if both else NULL, &p.d.input[i], rows, team)
+        if both:
+            pass_over(&rest, p.d.input[i].count)
+    for i in range(p.d.recurrent_count if dz_hh != NULL else 0):
+        sum_columns(p, of_recurrent, NULL, p.db_hh, NULL, &p.d.recurrent[i] if i else &rest, rows, team)
 
 
 cdef void norm_gradient(const BackPass *p, const Batch *b, const Team *team, int which, const Segment *segment,
@@ -48,8 +75,8 @@ cdef void norm_gradient(const BackPass *p, const Batch *b, const Team *team, int
     """dshift += sums of dy, dgain += sums of dy * the normalised values, over the chunk that begins at step `begin`."""
     cdef rc_rows hat = rows_at(hat_at(&p.variant.norms, which, b.first[begin], segment.row, p.kernels.itemsize),
                                p.variant.norms.hat_row[which])
-    sum_columns(p, dy, NULL, p.dshift[which], segment, rows, team.rank, team.size)
-    sum_columns(p, dy, &hat, p.dgain[which], segment, rows, team.rank, team.size)
+    sum_columns(p, dy, NULL, p.dshift[which], NULL, segment, rows, team)
+    sum_columns(p, dy, &hat, p.dgain[which], NULL, segment, rows, team)
 
 
 cdef void norm_gradients(const BackPass *p, const Batch *b, const Team *team, ptrdiff_t begin,
@@ -69,7 +96,7 @@ cdef void norm_gradients(const BackPass *p, const Batch *b, const Team *team, pt
 
 cdef void input_products(BackPass *p, Team *team, char *dz, rc_rows x, rc_rows dx, ptrdiff_t rows,
                          const rc_rows *states, Segment *recurrent) noexcept nogil:
-    """dx = dz W, dW += dz^T x, db_ih += sums of dz. With `states`, dR += dz^T states goes beside where it takes the
+    """dx = dz W, dW += dz^T x. With `states`, dR += dz^T states goes beside where it takes the
     same columns of dz; `recurrent` is left with those that it does not."""
     cdef size_t itemsize = p.kernels.itemsize
     cdef ptrdiff_t i, first, last
@@ -83,11 +110,8 @@ cdef void input_products(BackPass *p, Team *team, char *dz, rc_rows x, rc_rows d
             if states != NULL and segment.column == recurrent.column:
                 of_r = gradient_job(p, dz, p.dr, segment, states[0], p.d.out, rows, team)
                 of_w.beside = &of_r
-                recurrent.column += segment.count
-                recurrent.row += segment.count
-                recurrent.count -= segment.count
+                pass_over(recurrent, segment.count)
             p.kernels.outer(&of_w)
-        sum_columns(p, rows_at(dz, p.dz_row), NULL, p.db_ih, segment, rows, team.rank, team.size)
     if p.need_dx:
         share(rows, team.rank, team.size, &first, &last)
         job = product_job(p.kernels, &p.d.wt, p.d.wt_packed, NULL, p.add_dx, False,
@@ -110,16 +134,14 @@ cdef void add_to_sums(BackPass *p, const Batch *b, const Team *team, ptrdiff_t b
     dense_of(p.kernels).scatter_add(p.sums, places, n, p.dz_row, p.dz_ih, -1, first * line, min(last * line, columns))
 
 
-cdef void recurrent_gradients(BackPass *p, const Batch *b, Team *team, ptrdiff_t begin, ptrdiff_t rows) noexcept nogil:
-    """db_hh; with them dR_n += dz^T (r*h_prev) of GRU_RESET_BEFORE, and dW_hr."""
-    cdef ptrdiff_t i, lanes = p.kernels.lanes, units = whole(p.d.units, lanes), first, last
+cdef void special_gradients(BackPass *p, const Batch *b, Team *team, ptrdiff_t begin, ptrdiff_t rows) noexcept nogil:
+    """What only some layers have: dR_n += dz^T (r*h_prev) of GRU_RESET_BEFORE, and dW_hr."""
+    cdef ptrdiff_t lanes = p.kernels.lanes, units = whole(p.d.units, lanes), first, last
     cdef size_t itemsize = p.kernels.itemsize
     cdef rc_outer job
-    for i in range(p.d.recurrent_count):
-        if i and p.dr != NULL:
-            job = gradient_job(p, p.dz_hh, p.dr, &p.d.recurrent[i], rows_at(p.resets, units), p.d.out, rows, team)
-            p.kernels.outer(&job)
-        sum_columns(p, rows_at(p.dz_hh, p.dz_row), NULL, p.db_hh, &p.d.recurrent[i], rows, team.rank, team.size)
+    if p.d.recurrent_count == 2 and p.dr != NULL:
+        job = gradient_job(p, p.dz_hh, p.dr, &p.d.recurrent[1], rows_at(p.resets, units), p.d.out, rows, team)
+        p.kernels.outer(&job)
     if p.d.projection and p.dp != NULL:
         share(p.d.out, team.rank, team.size, &first, &last)
         add_outer(p.kernels, rows_at(p.douts, whole(p.d.out, lanes)),
@@ -199,7 +221,8 @@ cdef void group_gradients(BackPass *p, const Batch *b, Team *team, int group, pt
     if p.dr != NULL and rest.count:
         job = gradient_job(p, p.dz_hh, p.dr, &rest, states, p.d.out, n, team)
         p.kernels.outer(&job)
-    recurrent_gradients(p, b, team, begin, n)
+    special_gradients(p, b, team, begin, n)
+    bias_gradients(p, team, NULL if p.sums != NULL else p.dz_ih, p.dz_hh, n)
 
 
 # -------------------------------------------------------------------------------------------- groups of sequences
@@ -259,7 +282,7 @@ cdef void add_share(const BackPass *p, const Team *team, char *of, char *to, ptr
     cdef rc_rows row = rows_at(of, n)
     share(n, team.rank, team.size, &begin, &end)
     if to != NULL:
-        p.kernels.column_sums(&row, NULL, 1, to, begin, end)
+        p.kernels.column_sums(&row, NULL, 1, to, NULL, begin, end)
 
 
 cdef void begin_gradients(const BackPass *p, const Team *team) noexcept nogil:
@@ -301,6 +324,7 @@ cdef bint end_gradients(BackPass *p, Team *team) noexcept nogil:
     if p.sums != NULL:
         input_products(p, team, p.sums, rows_at(p.table, p.d.inputs), rows_at(p.dtable, p.d.inputs), p.table_rows, NULL,
                        NULL)
+        bias_gradients(p, team, p.sums, NULL, p.table_rows)
     if is_apart(p, team) and meet(team):
         return True
     if p.groups == 2 and p.add_second:

@@ -123,7 +123,7 @@ cdef void gradient_task(void *ctx, int rank, int size) noexcept nogil:
         dy, x = rows_at(p.dy + row * p.outputs, p.outputs), rows_at(p.x + row * p.inputs, p.inputs)
         add_outer(kernels(), dy, x, n, p.inputs, p.dw, p.inputs, begin, end)
         if p.db != NULL:
-            kernels().column_sums(&dy, NULL, n, p.db, begin, end)
+            kernels().column_sums(&dy, NULL, n, p.db, NULL, begin, end)
         row += SUM_BLOCK
         if rank == 0 and tick(&next):
             p.stop = 1

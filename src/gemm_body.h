@@ -121,110 +121,113 @@ INLINE ptrdiff_t strip_tail(ptrdiff_t left) {
     return tail < LANES ? tail : LANES;
 }
 
-/* Four vectors of columns of x, of one side of the product, and where they are packed. */
+/* Four vectors of columns of x over a block of rows, of one side of the product, and where they are packed. */
 typedef struct {
     const rc_outer *side;
-    ptrdiff_t column, tail; /* the first column, and the elements in the last vector */
+    ptrdiff_t row, column, tail; /* the first row and column, and the elements in the last vector */
     int vectors;
     real *packed;
 } strip;
 
 static ptrdiff_t strips_of(const rc_outer *side) { return side ? (side->n + STRIP - 1) / STRIP : 0; }
 
-/* Strip i of both sides. */
-static strip strip_at(const rc_outer *o, ptrdiff_t i, real *packed) {
+/* Strip i of both sides, from row `row` of x on. */
+static strip strip_at(const rc_outer *o, ptrdiff_t i, ptrdiff_t row, real *packed) {
     const ptrdiff_t own = strips_of(o);
     const rc_outer *side = i < own ? o : o->beside;
     const ptrdiff_t column = (i < own ? i : i - own) * STRIP, left = side->n - column;
-    return (strip){side, column, strip_tail(left), strip_vectors(left), packed};
+    return (strip){side, row, column, strip_tail(left), strip_vectors(left), packed};
 }
 
-/* Row k of x to row `at` of every strip: however far apart the rows of x lie, and whatever their number is a multiple
- * of, the tiles read them in order and aligned. Zeros follow the last column. */
-static void pack_row(const strip *s, const strip *end, ptrdiff_t k, ptrdiff_t at) {
-    for (; s < end; s++) {
-        const real *x = row_of(&s->side->x, k) + s->column;
-        real *to = s->packed + at * s->vectors * LANES;
-        for (int v = 0; v < s->vectors; v++, to += LANES)
-            v_store(to, load_units(x, v, v + 1 < s->vectors ? (v + 1) * LANES : v * LANES + s->tail));
-    }
+/* Row k of a strip to where it is packed: however far apart the rows of x lie, and whatever their number is a multiple
+ * of, the tiles after the first read them in order and aligned. Zeros follow the last column. */
+INLINE void pack_row(const strip *s, const int vectors, ptrdiff_t k) {
+    const real *x = row_of(&s->side->x, s->row + k) + s->column;
+    real *to = s->packed + k * vectors * LANES;
+    UNROLL for (int v = 0; v < vectors; v++, to += LANES)
+        v_store(to, load_units(x, v, v + 1 < vectors ? (v + 1) * LANES : v * LANES + s->tail));
 }
 
-/* acc[r][v] += sum_k a[k][r] * x[k][v], with `fetch` of rows of a that lie apart; these go to `packed`, too. */
-INLINE void outer_products(const int rows, const int vectors, const int fetch, const real *a, ptrdiff_t a_stride,
-                           const real *x, ptrdiff_t count, real *packed, vf acc[][4]) {
+/* acc[r][v] += sum_k a[k][r] * x[k][v] over k in [begin, end), with `fetch` of rows of a that lie apart; these go to
+ * `packed`, too, and with `pack_x` the rows of x into their strip. */
+INLINE void outer_products(const int rows, const int vectors, const int fetch, const int pack_x, const strip *s,
+                           const real *a, ptrdiff_t a_stride, ptrdiff_t begin, ptrdiff_t end, real *packed,
+                           vf acc[][4]) {
     real *column[OUTER_ROWS];
-    TWICE for (ptrdiff_t k = 0; k < count; k++, a += a_stride, x += vectors * LANES) {
+    const real *x = s->packed + begin * vectors * LANES;
+    a += begin * a_stride;
+    TWICE for (ptrdiff_t k = begin; k < end; k++, a += a_stride, x += vectors * LANES) {
         UNROLL for (int r = 0; r < rows; r++) column[r] = (real *)a + r;
         if (fetch) __builtin_prefetch(a + AHEAD_APART * a_stride);
+        if (pack_x) pack_row(s, vectors, k);
         if (packed) memcpy(packed + k * OUTER_ROWS, a, (size_t)rows * sizeof(real));
         add_products(rows, vectors, column, 0, x, acc);
     }
 }
 
-/* c[r][v] += sum_k a[k][r] * x[k][v] over `count` rows k; c has `tail` elements in the last vector. With `packed` the
- * tile's columns of a are left there, row after row. */
-INLINE void outer_tile(const int rows, const int vectors, const real *a, ptrdiff_t a_stride, const real *x,
-                       ptrdiff_t count, real *c, ptrdiff_t c_stride, ptrdiff_t tail, real *packed) {
+INLINE void add_units(real *row, ptrdiff_t n, vf v) { store_units(row, 0, n, v_add(load_units(row, 0, n), v)); }
+
+/* c[r][v] += sum_k a[k][r] * x[k][v] over `count` rows k of a strip. With `packed` the tile's columns of a are left
+ * there, row after row. */
+INLINE void outer_tile(const int rows, const int vectors, const int pack_x, const strip *s, const real *a,
+                       ptrdiff_t a_stride, ptrdiff_t count, real *c, real *packed) {
     vf acc[OUTER_ROWS][4];
+    const ptrdiff_t c_stride = s->side->c_stride, piece = count / rows; /* as in multiply_far */
     real *to = c;
     UNROLL for (int r = 0; r < rows; r++) {
         UNROLL for (int v = 0; v < vectors; v++) acc[r][v] = v_zero();
     }
-    const ptrdiff_t piece = count / rows; /* as in multiply_far */
     for (int r = 0; r < rows; r++, to += c_stride) {
-        const ptrdiff_t n = r + 1 < rows ? piece : count - (rows - 1) * piece;
+        const ptrdiff_t begin = r * piece, end = r + 1 < rows ? begin + piece : count;
         store_fetch(to, vectors);
-        if (packed) outer_products(rows, vectors, 1, a, a_stride, x, n, packed + r * piece * OUTER_ROWS, acc);
-        else if (a_stride == OUTER_ROWS) outer_products(rows, vectors, 0, a, OUTER_ROWS, x, n, 0, acc);
-        else outer_products(rows, vectors, 1, a, a_stride, x, n, 0, acc);
-        a += n * a_stride;
-        x += n * vectors * LANES;
+        if (packed) outer_products(rows, vectors, 1, pack_x, s, a, a_stride, begin, end, packed, acc);
+        else if (a_stride == OUTER_ROWS) outer_products(rows, vectors, 0, pack_x, s, a, OUTER_ROWS, begin, end, 0, acc);
+        else outer_products(rows, vectors, 1, pack_x, s, a, a_stride, begin, end, 0, acc);
     }
     UNROLL for (int r = 0; r < rows; r++, c += c_stride) {
         UNROLL for (int v = 0; v < vectors; v++) {
-            const ptrdiff_t n = v + 1 < vectors ? LANES : tail;
-            to = c + v * LANES;
-            store_units(to, 0, n, v_add(load_units(to, 0, n), acc[r][v]));
+            add_units(c + v * LANES, v + 1 < vectors ? LANES : s->tail, acc[r][v]);
         }
     }
 }
 
-typedef void outer_fn(const real *a, ptrdiff_t a_stride, const real *x, ptrdiff_t count, real *c, ptrdiff_t c_stride,
-                      ptrdiff_t tail, real *packed);
-#define OUTER_TILE(rows, vectors) \
-    static __attribute__((noinline)) void outer_##rows##_##vectors( \
-        const real *a, ptrdiff_t a_stride, const real *x, ptrdiff_t count, real *c, ptrdiff_t c_stride, \
-        ptrdiff_t tail, real *packed) { \
-        if (rows <= OUTER_ROWS) outer_tile(rows, vectors, a, a_stride, x, count, c, c_stride, tail, packed); \
+typedef void outer_fn(const strip *s, const real *a, ptrdiff_t a_stride, ptrdiff_t count, real *c, real *packed);
+#define OUTER_TILE(name, rows, vectors, pack_x) \
+    static __attribute__((noinline)) void name(const strip *s, const real *a, ptrdiff_t a_stride, ptrdiff_t count, \
+                                               real *c, real *packed) { \
+        if (rows <= OUTER_ROWS) outer_tile(rows, vectors, pack_x, s, a, a_stride, count, c, packed); \
     }
-#define OUTER_ALL(rows) OUTER_TILE(rows, 1) OUTER_TILE(rows, 2) OUTER_TILE(rows, 3) OUTER_TILE(rows, 4)
-#define OUTER_NAMES(rows) {0, outer_##rows##_1, outer_##rows##_2, outer_##rows##_3, outer_##rows##_4}
+#define OUTER_PAIR(rows, v) \
+    OUTER_TILE(outer_##rows##_##v, rows, v, 0) OUTER_TILE(outer_##rows##_##v##_first, rows, v, 1)
+#define OUTER_ALL(rows) OUTER_PAIR(rows, 1) OUTER_PAIR(rows, 2) OUTER_PAIR(rows, 3) OUTER_PAIR(rows, 4)
+#define PAIR_NAMES(rows, v) {outer_##rows##_##v, outer_##rows##_##v##_first}
+#define OUTER_NAMES(rows) \
+    {{0}, PAIR_NAMES(rows, 1), PAIR_NAMES(rows, 2), PAIR_NAMES(rows, 3), PAIR_NAMES(rows, 4)}
 OUTER_ALL(1) OUTER_ALL(2) OUTER_ALL(3) OUTER_ALL(4) OUTER_ALL(5) OUTER_ALL(6)
-static outer_fn *const outer_tiles[][5] = {
-    {0}, OUTER_NAMES(1), OUTER_NAMES(2), OUTER_NAMES(3), OUTER_NAMES(4), OUTER_NAMES(5), OUTER_NAMES(6)};
+/* By rows, vectors, and whether it is the first tile of a strip, which packs it. */
+static outer_fn *const outer_tiles[][5][2] = {
+    {{0}}, OUTER_NAMES(1), OUTER_NAMES(2), OUTER_NAMES(3), OUTER_NAMES(4), OUTER_NAMES(5), OUTER_NAMES(6)};
 
 /* C += A^T X over rows [k, k + count), for strips [first, last) of x, which are packed to `x`; a few rows of C at a
  * time go through all strips. Where those are many, their columns of a are packed, too: to take a line from every row
- * in each of them costs a tenth of the tiles' speed. The first strip's tile does that between its multiply-adds, which
- * hides it: beforehand it took 3 to 6 % of the time. */
+ * in each of them costs a tenth of the tiles' speed. The tiles that come first do both between their multiply-adds,
+ * which hides it: beforehand it took 3 to 6 % of the time. */
 static void outer_block(const rc_outer *o, ptrdiff_t k, ptrdiff_t count, ptrdiff_t first, ptrdiff_t last, real *x) {
     real packed[RC_OUTER_ROWS * OUTER_ROWS];
     strip strips[RC_OUTER_COLUMNS / STRIP];
     const int pack = last - first > 2;
     for (ptrdiff_t i = 0; i < last - first; i++) {
-        strips[i] = strip_at(o, first + i, x);
+        strips[i] = strip_at(o, first + i, k, x);
         x += count * strips[i].vectors * LANES;
     }
-    for (ptrdiff_t i = 0; i < count; i++) pack_row(strips, strips + (last - first), k + i, i);
     for (ptrdiff_t m = o->m_begin, rows; m < o->m_end; m += rows) {
         const real *a = (const real *)o->a.base + k * o->a.stride + m;
         rows = o->m_end - m < OUTER_ROWS ? o->m_end - m : OUTER_ROWS;
         for (const strip *s = strips; s < strips + (last - first); s++) {
             const int is_packed = pack && s > strips;
-            outer_tiles[rows][s->vectors](is_packed ? packed : a, is_packed ? OUTER_ROWS : o->a.stride, s->packed,
-                                          count, (real *)s->side->c + m * s->side->c_stride + s->column,
-                                          s->side->c_stride, s->tail, pack && !is_packed ? packed : 0);
+            outer_tiles[rows][s->vectors][m == o->m_begin](
+                s, is_packed ? packed : a, is_packed ? OUTER_ROWS : o->a.stride, count,
+                (real *)s->side->c + m * s->side->c_stride + s->column, pack && !is_packed ? packed : 0);
         }
     }
 }
@@ -246,8 +249,8 @@ static void outer(const rc_outer *o) {
 }
 
 /* The sums of `vectors` neighbouring columns side by side: one alone would wait for its own additions. */
-INLINE void sums(const rc_rows *a, const rc_rows *x, ptrdiff_t rows, const int vectors, real *to, ptrdiff_t j,
-                 ptrdiff_t tail) {
+INLINE void sums(const rc_rows *a, const rc_rows *x, ptrdiff_t rows, const int vectors, real *to, real *also,
+                 ptrdiff_t j, ptrdiff_t tail) {
     vf acc[4];
     UNROLL for (int v = 0; v < vectors; v++) acc[v] = v_zero();
     for (ptrdiff_t i = 0; i < rows; i++) {
@@ -260,14 +263,14 @@ INLINE void sums(const rc_rows *a, const rc_rows *x, ptrdiff_t rows, const int v
     }
     UNROLL for (int v = 0; v < vectors; v++) {
         const ptrdiff_t n = v + 1 < vectors ? LANES : tail;
-        real *sum = to + j + v * LANES;
-        store_units(sum, 0, n, v_add(load_units(sum, 0, n), acc[v]));
+        add_units(to + j + v * LANES, n, acc[v]);
+        if (also) add_units(also + j + v * LANES, n, acc[v]);
     }
 }
 
-static void column_sums(const rc_rows *a, const rc_rows *x, ptrdiff_t rows, void *sum, ptrdiff_t begin,
+static void column_sums(const rc_rows *a, const rc_rows *x, ptrdiff_t rows, void *sum, void *also, ptrdiff_t begin,
                         ptrdiff_t end) {
     ptrdiff_t j = begin;
-    for (; j + 4 * LANES <= end; j += 4 * LANES) sums(a, x, rows, 4, sum, j, LANES);
-    for (; j < end; j += LANES) sums(a, x, rows, 1, sum, j, end - j < LANES ? end - j : LANES);
+    for (; j + 4 * LANES <= end; j += 4 * LANES) sums(a, x, rows, 4, sum, also, j, LANES);
+    for (; j < end; j += LANES) sums(a, x, rows, 1, sum, also, j, end - j < LANES ? end - j : LANES);
 }

@@ -166,8 +166,10 @@ typedef struct {
     void (*step)(const rc_step *);
     void (*steps)(const rc_step *first, const rc_sequence *);
     void (*step_back)(const rc_step_back *);
-    /* sum[j] += sum over rows of a[row][j], or of a[row][j] x[row][j] where x is not NULL */
-    void (*column_sums)(const rc_rows *a, const rc_rows *x, ptrdiff_t rows, void *sum, ptrdiff_t begin, ptrdiff_t end);
+    /* sum[j] += sum over rows of a[row][j], or of a[row][j] x[row][j] where x is not NULL; the same to `also`[j] where
+     * that is not NULL */
+    void (*column_sums)(const rc_rows *a, const rc_rows *x, ptrdiff_t rows, void *sum, void *also, ptrdiff_t begin,
+                        ptrdiff_t end);
     void (*norm)(const rc_norm *);
     void (*norm_back)(const rc_norm *);
     /* test twins: y[i] = f(x[i]), f: 0 exp, 1 sigmoid, 2 tanh */
