@@ -64,7 +64,8 @@ cdef extern from "kernels.h" nogil:
         void (*step)(const rc_step *) noexcept nogil
         void (*steps)(const rc_step *first, const rc_sequence *) noexcept nogil
         void (*step_back)(const rc_step_back *) noexcept nogil
-        void (*column_sums)(const rc_rows *, const rc_rows *, ptrdiff_t, void *, void *, ptrdiff_t, ptrdiff_t) noexcept nogil
+        void (*column_sums)(const rc_rows *, const rc_rows *, ptrdiff_t, void *, void *, ptrdiff_t,
+                            ptrdiff_t) noexcept nogil
         void (*norm)(const rc_norm *) noexcept nogil
         void (*norm_back)(const rc_norm *) noexcept nogil
         void (*activate)(int, const void *, void *, ptrdiff_t) noexcept nogil

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from rnn_core import _dense, _linear, _runtime, checks
+from rnn_core._outputs import empty
 from rnn_core.module import Module
 from rnn_core.sequences import Ragged
 
@@ -80,7 +81,7 @@ class Linear(Module):
         """Add dL/dW and dL/db into grads; gives dL/dx, or None with need_dx=False. dy has the shape of y."""
         x = tape.reshape(-1, self.in_features)
         dy = _like("dy", dy, self.dtype, (*tape.shape[:-1], self.out_features))
-        dx = np.empty_like(x) if need_dx else None
+        dx = empty(x.shape, self.dtype) if need_dx else None
         dw, db = self._grad("weight"), self._grad("bias") if self.bias else None
         if _panels(self.dtype):
             self._ready_plan().backward(x, dy, dx, dw, db)
@@ -93,7 +94,7 @@ class Linear(Module):
         return None if dx is None else dx.reshape(tape.shape)
 
     def _product(self, x: Array) -> Array:
-        y = np.empty((x.shape[0], self.out_features), self.dtype)
+        y = empty((x.shape[0], self.out_features), self.dtype)
         if _panels(self.dtype):
             plan = self._ready_plan()
             plan.forward(x, y, np.empty(plan.bias_size, self.dtype) if self.bias else None)
@@ -146,7 +147,7 @@ class Embedding(Module):
     def forward(self, indices: ArrayLike) -> tuple[Array, Array]:
         """As the call, and the tape: the indices."""
         at = checks.integers("indices", indices, 0, self.num_embeddings, np.shape(indices))
-        y = np.empty((*at.shape, self.embedding_dim), self.dtype)
+        y = empty((*at.shape, self.embedding_dim), self.dtype)
         _dense.gather(self._buffers["weight"].view, at.reshape(-1), y)
         return y, at
 
@@ -188,7 +189,7 @@ class Dropout(Module):
         if self.p == 0:
             return values, None
         shape = self._steps(values.shape)
-        mask, y = np.empty(shape, values.dtype), np.empty(shape, values.dtype)
+        mask, y = empty(shape, values.dtype), empty(shape, values.dtype)
         _dense.dropout(values.reshape(shape), y, mask, self.p, self.seed, call, 0, self.batch_first)
         return y.reshape(values.shape), mask.reshape(values.shape)
 
@@ -208,7 +209,7 @@ class Dropout(Module):
         if tape is None:
             return np.asarray(dy)
         grad = checks.floats("dy", dy, tape.dtype, tape.shape)
-        dx = np.empty_like(tape)
+        dx = empty(tape.shape, tape.dtype)
         _dense.multiply(grad, tape, dx)
         return dx
 

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from rnn_core import _dense, checks
+from rnn_core._outputs import empty
 
 Gradient = NDArray[Any] | None
 
@@ -31,7 +32,7 @@ def _gradient(out: NDArray[Any] | None, like: NDArray[Any], wanted: bool) -> Gra
     if not wanted:
         return None
     if out is None:
-        return np.empty_like(like)
+        return empty(like.shape, like.dtype)
     if not isinstance(out, np.ndarray) or out.dtype != like.dtype or out.shape != like.shape:
         got = f"{out.dtype} {out.shape}" if isinstance(out, np.ndarray) else type(out).__name__
         raise ValueError(f"out: expected a {like.dtype} array of shape {like.shape}, got {got}")

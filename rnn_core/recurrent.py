@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from rnn_core import _dense, checks, lookup, recompute, sequences, variants
 from rnn_core._engine import Network
+from rnn_core._outputs import empty
 from rnn_core._parameters import stamp
 from rnn_core._plain import Plain
 from rnn_core._step import Stepper
@@ -260,7 +261,8 @@ class Recurrent(Module):
         embedding gets its gradients from backward, too.
 
         recompute=True keeps states at checkpoints only and computes the rest again inside backward: about sqrt(T)
-        times less memory for a third more time, the same gradients bit for bit. One direction, no Ragged.
+        times less memory for a third more time or less, the same gradients bit for bit. One direction, no Ragged. The
+        tape refers to x and y: changing them before backward is undefined.
         """
         if lengths is None and embedding is None and not return_all_states and not recompute:
             found = self._short_call(x, state, True)
@@ -291,8 +293,8 @@ class Recurrent(Module):
     def _every_state(self, source: Sequences) -> list[Array | None]:
         """Arrays (T, L*D, B, size) for the states after every step."""
         lead = (source.steps, self.num_layers * self._directions, source.batch)
-        h = np.empty((*lead, self._out), self.dtype)
-        return [h, np.empty((*lead, self.hidden_size), self.dtype) if self._has_c else None]
+        h = empty((*lead, self._out), self.dtype)
+        return [h, empty((*lead, self.hidden_size), self.dtype) if self._has_c else None]
 
     def _run_checkpointed(self, source: Sequences, state: State) -> Any:
         start = self._states("state", state, source.batch, source.unbatched)

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from rnn_core import checks
+from rnn_core._outputs import empty
 
 Array = NDArray[Any]
 
@@ -52,7 +53,7 @@ class Sequences:
 
     def empty(self, width: int) -> Array:
         """An output of `width` columns for this input."""
-        return np.empty((*self.array.shape[:-1], width), self.dtype)
+        return empty((*self.array.shape[:-1], width), self.dtype)
 
     def result(self, y: Array) -> Any:
         """An output as the caller is to see it: Ragged, (T, columns) or padded, as the input was."""

@@ -96,8 +96,8 @@ cdef void norm_gradients(const BackPass *p, const Batch *b, const Team *team, pt
 
 cdef void input_products(BackPass *p, Team *team, char *dz, rc_rows x, rc_rows dx, ptrdiff_t rows,
                          const rc_rows *states, Segment *recurrent) noexcept nogil:
-    """dx = dz W, dW += dz^T x. With `states`, dR += dz^T states goes beside where it takes the
-    same columns of dz; `recurrent` is left with those that it does not."""
+    """dx = dz W, dW += dz^T x. With `states`, dR += dz^T states goes beside where it takes the same columns of dz;
+    `recurrent` is left with those that it does not."""
     cdef size_t itemsize = p.kernels.itemsize
     cdef ptrdiff_t i, first, last
     cdef const Segment *segment

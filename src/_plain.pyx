@@ -6,6 +6,8 @@ caches after every step of training. So the look at the arguments, the results a
 
 cimport numpy as cnp
 
+from rnn_core._outputs cimport empty_array
+
 cnp.import_array()
 
 
@@ -46,7 +48,7 @@ cdef class Plain:
     cdef object empty(self, cnp.npy_intp first, cnp.npy_intp second, cnp.npy_intp columns):
         cdef cnp.npy_intp[3] shape
         shape[0], shape[1], shape[2] = first, second, columns
-        return cnp.PyArray_EMPTY(3, shape, self.type, 0)
+        return empty_array(3, shape, self.type)
 
     cdef object empty_state(self, ptrdiff_t rows):
         h = self.empty(self.states, rows, self.out)

@@ -75,13 +75,13 @@ static void products(const rc_kernels *k, ptrdiff_t n, ptrdiff_t m, ptrdiff_t de
         free(weights), free(b), free(bias);
     }
     rc_rows a = rows(m, n + OUT), x = apart(m, depth);
-    void *c = array(n * depth), *sum = array(n);
+    void *c = array(n * depth), *sum = array(n), *also = array(n);
     rc_outer job = {a, x, c, depth, m, depth, 0, n, NULL, NULL};
     k->outer(&job);
     rc_rows factors = apart(m, n);
-    k->column_sums(&a, NULL, m, sum, 0, n);
-    k->column_sums(&a, &factors, m, sum, 0, n);
-    drop(a, m), drop(x, m), drop(factors, m), free(c), free(sum);
+    k->column_sums(&a, NULL, m, sum, also, 0, n);
+    k->column_sums(&a, &factors, m, sum, NULL, 0, n);
+    drop(a, m), drop(x, m), drop(factors, m), free(c), free(sum), free(also);
 }
 
 /* A gradient large enough for `columns`, and one beside it: the bits are the same without them. */
