@@ -20,6 +20,7 @@ cdef struct Pass:
     char *saved                    # tape, compact, or NULL: the input projection, then the activated gates
     char *saved_unit               # tape: LSTM c before each step, GRU R_n h + b_hn
     char *saved_hidden             # tape, with a projection: h before it
+    bint known                     # y holds the outputs already, and is only read
     Variant *variant               # or NULL; threads then share out sequences
     View all_h, all_c              # every step's state, where asked for (else base and sequence NULL)
 

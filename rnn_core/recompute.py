@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rnn_core import variants
+from rnn_core._outputs import empty
 from rnn_core._parameters import stamp
 from rnn_core._plan import longest_first
 
@@ -31,11 +32,13 @@ Piece = tuple[int, int, "NDArray[np.int64] | None"]  # a segment's first step, t
 
 @dataclass
 class Checkpoints:
-    """What backward needs: the input, the state at the start of every segment, and the masks."""
+    """What backward needs: the input, the state at the start of every segment, and the masks. It refers to x and, with
+    `y`, to the output: changing them before backward is undefined."""
 
     engine: Any
     stamp: int
     source: Sequences
+    y: Array | None  # the output, where running a segment again is faster with it
     weights: Any
     variant_masks: variants.Masks
     masks: list[Array]
@@ -60,21 +63,27 @@ def _segments(source: Sequences, ends: NDArray[np.int64]) -> Iterator[Piece]:
         begin = end
 
 
+def _room(part: Array) -> Array:
+    """Where to write what goes to a part of an array: there, if the engine can, else memory to copy from."""
+    return part if part.flags.c_contiguous else empty(part.shape, part.dtype)
+
+
 def _run(layer: Recurrent, tape: Checkpoints, piece: Piece, start: Pair, y: Array | None) -> Any:
     """One segment: (tape or None, state after it). It writes y, or keeps a tape where y is None."""
     begin, end, lengths = piece
     source, final = tape.source, layer._new_states(tape.source.batch)
-    x = np.ascontiguousarray(_time(source.array, source, begin, end))
-    columns = layer._directions * layer._out
-    out = np.empty((*x.shape[:2], columns), layer.dtype)
+    x, keep = np.ascontiguousarray(_time(source.array, source, begin, end)), y is None
+    known = tape.y if keep else None
+    if known is not None:
+        y = np.ascontiguousarray(_time(known, source, begin, end))
+    elif y is None:
+        y = empty((*x.shape[:2], layer._out), layer.dtype)
     masks = [np.ascontiguousarray(mask[begin:end]) for mask in tape.masks] or None
     engine = layer._engine().forward(
-        tape.weights, x, out, source.layout, end - begin, source.batch, lengths, start[0], start[1],
-        final[0], final[1], y is None, masks, order=tape.order,
+        tape.weights, x, y, source.layout, end - begin, source.batch, lengths, start[0], start[1],
+        final[0], final[1], keep, masks, order=tape.order, known=known is not None,
         variant=variants.for_engine(layer, tape.variant_masks, begin, end),
     )
-    if y is not None:
-        _time(y, source, begin, end)[...] = out
     return engine, final
 
 
@@ -85,14 +94,19 @@ def forward(layer: Recurrent, source: Sequences, start: Pair, y: Array, masks: l
         raise ValueError("recompute: expected one direction, got a bidirectional layer")
     if source.layout not in ("time_major", "batch_first"):
         raise ValueError("recompute: expected a padded array, with lengths or without, got a ragged input")
-    ends = layer._engine().chunk_ends(source.steps, source.batch, source.lengths)
+    engine, weights = layer._engine(), layer._call_weights(drawn)
     order = None if source.lengths is None else longest_first(source.lengths)
-    tape = Checkpoints(layer._engine(), stamp(layer._buffers), source, layer._call_weights(drawn), drawn, masks, [],
-                       list(_segments(source, ends)), order)
+    pieces = list(_segments(source, engine.chunk_ends(source.steps, source.batch, source.lengths)))
+    known = y if variants.for_engine(layer, drawn) is None and engine.knows(weights) else None
+    tape = Checkpoints(engine, stamp(layer._buffers), source, known, weights, drawn, masks, [], pieces, order)
     state = _zeros_for_none(layer, start, source.batch)
     for piece in tape.pieces:
         tape.starts.append(state)
-        _, state = _run(layer, tape, piece, state, y)
+        part = _time(y, source, *piece[:2])
+        out = _room(part)
+        _, state = _run(layer, tape, piece, state, out)
+        if out is not part:
+            part[...] = out
     return state, tape
 
 
@@ -108,14 +122,13 @@ def backward(layer: Recurrent, tape: Checkpoints, dy: Array | None, dstate: Pair
         if end == source.steps:
             second = layer._engine().second_gradients(engine)
         dy_piece = None if dy is None else np.ascontiguousarray(_time(dy, source, begin, end))
-        dx_piece = None
-        if dx is not None:
-            dx_piece = np.empty(_time(dx, source, begin, end).shape, dx.dtype)
+        part = None if dx is None else _time(dx, source, begin, end)
+        dx_piece = None if part is None else _room(part)
         before = layer._new_states(source.batch)
         layer._engine().backward(engine, dy_piece, dstate[0], dstate[1], grads, dx_piece, before[0], before[1],
                                  second=second, last=begin == 0)
-        if dx is not None:
-            _time(dx, source, begin, end)[...] = dx_piece
+        if part is not None and dx_piece is not part:
+            part[...] = dx_piece
         dstate = before
     return dstate
 

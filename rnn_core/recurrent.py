@@ -307,7 +307,7 @@ class Recurrent(Module):
     def _masks(self, source: Sequences) -> list[Array]:
         """Factors 0 or 1/(1-p) of each element between two layers, by (seed, call, layer, sequence, step, unit)."""
         shape = (source.steps, source.batch, self._directions * self._out)
-        masks = [np.empty(shape, self.dtype) for _ in range(self.num_layers - 1)]
+        masks = [empty(shape, self.dtype) for _ in range(self.num_layers - 1)]
         for layer, mask in enumerate(masks):
             _dense.dropout(None, None, mask, self.dropout, self._mask_seed, self.calls, layer, False)
         return masks

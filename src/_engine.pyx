@@ -184,14 +184,15 @@ cdef class Network:
 
     def forward(self, Weights weights, x, y, str layout, ptrdiff_t steps, ptrdiff_t rows, lengths, h0, c0, hn, cn,
                 bint keep=False, list masks=None, all_h=None, all_c=None, order=None, Variants variant=None,
-                Table table=None):
+                Table table=None, bint known=False):
         """Run x through all layers into y, hn and cn; a Tape if `keep`.
 
         x (T, B, I), (B, T, I) or (tokens, I) and y likewise with D*out columns, hn (L*D, B, out), cn (L*D, B, units);
         lengths int64 (B,) or None; h0, c0 like hn, cn or None; masks: L-1 arrays of (tokens, D*out), or None;
         order: longest_first(lengths), where it is that of a longer batch of which this is a part;
         all_h (T, L*D, B, out) and all_c (T, L*D, B, units), or None: the state after every step;
-        variant: made for this call; table: of these weights, x is then the tokens, int64 as (T, B, 1) or (tokens).
+        variant: made for this call; table: of these weights, x is then the tokens, int64 as (T, B, 1) or (tokens);
+        known: y holds what this call would write, and knows(weights).
         """
         cdef Tape tape = Tape.__new__(Tape)
         cdef Call call
@@ -222,6 +223,7 @@ cdef class Network:
         if masks is not None:
             call.masks = <View *>memory.take(self.layers * sizeof(View))
         self.set_passes(&call, weights, memory, scratch, keep, x, y, code, steps, offsets, masks, all_h, all_c, table)
+        call.passes[self.layers - 1].known = known
         call.pointers_each = 3 * chunk
         call.pointers = <void **>scratch.take(threads * call.pointers_each * sizeof(void *))
         cdef int i
@@ -245,6 +247,12 @@ cdef class Network:
         tape.arrays, tape.layout, tape.offsets, tape.user_steps = (x, y, h0, plan), code, offsets, steps
         tape.masks, tape.variant, tape.table = masks, variant, table
         return tape
+
+    def knows(self, Weights weights):
+        """Whether a forward call without a variant is faster, with the same bits, where its outputs are known."""
+        cdef const Direction *d = weights.directions
+        return (d.cell <= RC_LSTM and d.chains == 1 and not d.projection and not d.normed and self.directions == 1
+                and self.kernels.gemm == kernels_f32().gemm)
 
     cdef double work_of(self, Weights weights) noexcept:
         """Multiply-adds for one token."""

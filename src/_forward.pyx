@@ -139,8 +139,25 @@ cdef void project_inputs(Pass *p, const Batch *b, Part *part, const Team *team, 
                           n)
         job.panel_begin, job.panel_end, job.far = part.gates_begin, part.gates_end, p.saved != NULL
         p.kernels.gemm(&job)
+    if p.known:
+        add_states(p, b, part, team, begin, end, rows)
     if p.d.normed:
         normalise_inputs(p, b, part, team, begin, end, rows.gates)
+
+
+cdef void add_states(Pass *p, const Batch *b, Part *part, const Team *team, ptrdiff_t begin, ptrdiff_t end,
+                     const Rows *rows) noexcept nogil:
+    """R h for the same tokens: where the outputs are known, the recurrence leaves one large product of all steps."""
+    cdef ptrdiff_t out = whole(p.d.out, p.kernels.lanes), n = 0, t, m
+    cdef rc_gemm job
+    for t in range(begin, end):
+        enter_step(b, team, t, part)
+        for m in range(part.row_begin, part.row_end):
+            rows.x[n] = token(&p.y, b, t - 1, m) if t else from_row(p.h[0], out, m, p.kernels.itemsize).base
+            n += 1
+    job = product_job(p.kernels, &p.d.r, p.d.r_packed, NULL, True, True, rows_by(rows.x), rows_by(rows.gates), n)
+    job.panel_begin, job.panel_end = part.gates_begin, part.gates_end
+    p.kernels.gemm(&job)
 
 
 cdef inline ptrdiff_t hat_row(const Pass *p, const Batch *b, const Part *part, ptrdiff_t t) noexcept nogil:
@@ -170,6 +187,8 @@ cdef void set_product(const Pass *p, const Part *part, rc_step *s, ptrdiff_t don
     if second:
         s.panel_begin, s.panel_end = part.rn_begin, part.rn_end
     s.chains = p.d.chains if p.d.cell != RC_GRU_RESET_BEFORE else rc_chains(s.shape.gates, s.shape.units)
+    if p.known:  # the gates hold it
+        s.shape.k = 0
 
 
 cdef void run_cell(Pass *p, const Batch *b, const Part *part, rc_step *s, ptrdiff_t t, ptrdiff_t done,
@@ -278,7 +297,7 @@ cdef void set_step(Pass *p, const Batch *b, const Part *part, rc_step *s, ptrdif
         s.h_next = from_row(p.hidden, units, part.row_begin, itemsize)
         if p.saved_hidden != NULL:
             s.h_next = from_row(p.saved_hidden, units, tape, itemsize)
-    if p.d.projection or p.variant != NULL:  # what the cell gives is not yet the output
+    if p.d.projection or p.variant != NULL or p.known:  # what the cell gives is not yet the output, or is there
         s.y = rows_at(NULL, 0)
 
 

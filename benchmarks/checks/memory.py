@@ -19,6 +19,7 @@ from . import fresh
 MB = 1e6
 LONG = {"T": 100_000, "B": 1, "H": 256}
 RECOMPUTE = {"T": 10_000, "B": 8, "H": 256}
+TURNS = 3  # processes with and without it, one after the other: the best of each, since single ones differ by a tenth
 
 
 def _status(field: str) -> int:
@@ -92,7 +93,9 @@ def in_fresh_process(kind: str, *arguments) -> dict:
 
 
 def _recompute_lines():
-    kept, again = (fresh("memory", "recompute", flag, *RECOMPUTE.values()) for flag in (False, True))
+    runs = [[fresh("memory", "recompute", flag, *RECOMPUTE.values()) for flag in (False, True)] for _ in range(TURNS)]
+    kept, again = runs[0]
+    best, best_again = (min(run[flag]["seconds"] for run in runs) for flag in (False, True))
     sizes = "T = {T:,}, B = {B}, H = {H}".format(**RECOMPUTE)
     yield Bar(
         f"memory: recomputation at {sizes}, times less",
@@ -100,7 +103,7 @@ def _recompute_lines():
         20,
         detail=f"{kept['peak'] / MB:.0f} MB to {again['peak'] / MB:.0f} MB",
     )
-    yield Bar("memory: recomputation, times the time", again["seconds"] / kept["seconds"], 1.4, at_most=True)
+    yield Bar("memory: recomputation, times the time", best_again / best, 1.4, at_most=True)
     yield Bar("memory: recomputation, the same gradients bit for bit", float(kept["sums"] == again["sums"]), 1.0)
 
 
