@@ -13,7 +13,7 @@ cnp.import_array()
 cdef enum:
     SMALL = 1 << 16                    # bytes below which NumPy's own memory is as good, and sooner there
     LARGE = 1 << 24                    # bytes above which memory goes back to the system
-    SPARE = 4
+    SPARE = 4                          # at most so many are kept
 
 cdef list spare = []                   # blocks of results that are gone, the oldest first
 
@@ -50,12 +50,13 @@ cdef object empty_array(int ndim, cnp.npy_intp *shape, int type):
     """As PyArray_EMPTY in C order, of float32 or float64."""
     cdef double size = 4 if type == cnp.NPY_FLOAT32 else 8  # may be more than memory has
     cdef Memory memory
+    cdef Block taken
     cdef int i
     for i in range(ndim):
         size *= shape[i]
     if not SMALL <= size < <double>(<size_t>1 << 62):
         return cnp.PyArray_EMPTY(ndim, shape, type, 0)
-    cdef Block taken = spare_or_new(<size_t>size)
+    taken = spare_or_new(<size_t>size)
     memory = Memory.__new__(Memory)
     memory.block = taken
     array = cnp.PyArray_SimpleNewFromData(ndim, shape, type, taken.data)

@@ -185,9 +185,8 @@ INLINE void outer_tile(const int rows, const int vectors, const int pack_x, cons
         else outer_products(rows, vectors, 1, pack_x, s, a, a_stride, begin, end, 0, acc);
     }
     UNROLL for (int r = 0; r < rows; r++, c += c_stride) {
-        UNROLL for (int v = 0; v < vectors; v++) {
+        UNROLL for (int v = 0; v < vectors; v++)
             add_units(c + v * LANES, v + 1 < vectors ? LANES : s->tail, acc[r][v]);
-        }
     }
 }
 
