@@ -249,7 +249,8 @@ cdef class Network:
         return tape
 
     def knows(self, Weights weights):
-        """Whether a forward call without a variant is faster, with the same bits, where its outputs are known."""
+        """Whether a forward call without a variant is faster, with the same bits, where its outputs are known. Not a
+        GRU's, whose R_n h stands apart from its gates."""
         cdef const Direction *d = weights.directions
         return (d.cell <= RC_LSTM and d.chains == 1 and not d.projection and not d.normed and self.directions == 1
                 and self.kernels.gemm == kernels_f32().gemm)
