@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rnn_core import sequences
+from rnn_core._outputs import empty
 from rnn_core.layers import Embedding
 from rnn_core.sequences import Sequences
 
@@ -31,7 +32,7 @@ class Lookup:
 
     def empty(self) -> Array | None:
         """An array for dx, (distinct tokens, E), where there is a table."""
-        return None if self.rows is None else np.empty_like(self.rows)
+        return None if self.rows is None else empty(self.rows.shape, self.rows.dtype)
 
     def add_gradient(self, dx: Array) -> None:
         """Add dx, of each row of `index`, into the embedding's gradient."""

@@ -72,7 +72,8 @@ cdef void clear_outputs(Call *call, const Team *team) noexcept nogil:
     cdef int i
     for i in range(call.layers * call.directions):
         p = &call.passes[i]
-        clear_padding(&p.y, call.batch, p.d.out * p.kernels.itemsize, team)
+        if not p.known:
+            clear_padding(&p.y, call.batch, p.d.out * p.kernels.itemsize, team)
         clear_padding(&p.all_h, call.batch, p.d.out * p.kernels.itemsize, team)
         clear_padding(&p.all_c, call.batch, p.d.units * p.kernels.itemsize, team)
 

@@ -46,6 +46,17 @@ def test_the_same_bits(kind, options, ragged, H, times):
         assert np.array_equal(w, g)
 
 
+def test_backward_only_reads_the_outputs():
+    layer, rng = rc.LSTM(4, 70, seed=1), np.random.default_rng(3)
+    x, dy = (rng.standard_normal((300, 3, n), dtype=np.float32) for n in (4, 70))
+    y, _, tape = layer.forward(x, lengths=[300, 40, 0], recompute=True)
+    for m, length in enumerate([300, 40, 0]):
+        y[length:, m] = np.nan
+    before = y.copy()
+    dx, _ = layer.backward(tape, dy)
+    assert np.array_equal(y, before, equal_nan=True) and np.isfinite(dx).all()
+
+
 def test_one_dropout_mask_a_call():
     layer = rc.GRU(3, 4, 2, dropout=0.5, seed=0)
     x = np.ones((40, 2, 3), np.float32)
