@@ -10,11 +10,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from rnn_core import checks
 from rnn_core._parameters import Buffer, door
-from rnn_core._tensors import by_dtype
+from rnn_core._tensors import Tensors, by_dtype
 
 _CACHE_LINE = 64
-_WORTH_THREADS = 1 << 17  # elements to fill from which on the threads do it together
-_structure = 0  # moves whenever any tree changes, so that flattened dictionaries are made once
+_structure = 0  # moves whenever any tree or its gradients change, so that what is flattened is made once
 
 
 class LoadResult(NamedTuple):
@@ -57,6 +56,8 @@ class Module:
         self._flat_at = -1  # the structure that the flattened dictionaries belong to
         self._flat_params: dict[str, NDArray[Any]] = {}
         self._flat_grads: dict[str, NDArray[Any]] | None = None
+        self._made_at = -1  # the structure that the passes over the gradients made so far belong to
+        self._made_grads: list[Tensors] = []
 
     # ---- building the tree --------------------------------------------------------------------------------
 
@@ -147,17 +148,17 @@ class Module:
         if grad is None:
             buffer = self._buffers[name]
             grad = self._grads[name] = aligned_zeros(buffer.shape, buffer.dtype)
+            _changed()
         return grad
 
     def zero_grad(self) -> None:
         """Set every gradient to zero, in place."""
-        grads = [grad for _, node in self._tree() for grad in node._grads.values()]
-        if sum(grad.size for grad in grads) >= _WORTH_THREADS:
-            for tensors in by_dtype(grads):
-                tensors.zero()
-        else:
-            for grad in grads:
-                grad.fill(0)
+        if self._made_at != _structure:
+            made = {id(grad): grad for _, node in self._tree() for grad in node._grads.values()}
+            self._made_grads = by_dtype(list(made.values()))
+            self._made_at = _structure
+        for tensors in self._made_grads:
+            tensors.zero()
 
     def num_parameters(self) -> int:
         """How many numbers the tree learns; shared ones count once."""
@@ -215,7 +216,7 @@ class Module:
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
-        for name in ("_grads", "_flat_at", "_flat_params", "_flat_grads"):
+        for name in ("_grads", "_flat_at", "_flat_params", "_flat_grads", "_made_at", "_made_grads"):
             state.pop(name)
         state.update((name, None) for name in self._transient)
         return state

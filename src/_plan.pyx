@@ -313,7 +313,7 @@ cdef int plan_batch(Batch *b, Block memory, ptrdiff_t steps, ptrdiff_t rows, obj
                     object order_of=None) except -1:
     """Sort by length, longest first (or take that order as given), and count who runs when."""
     cdef cnp.int64_t[::1] order, length
-    cdef ptrdiff_t t, m
+    cdef ptrdiff_t t, m, begin = 0, tokens = 0
     b.rows, b.parts = rows, 1
     b.active = <ptrdiff_t *>memory.take((steps + 1) * sizeof(ptrdiff_t))
     b.first = <ptrdiff_t *>memory.take((steps + 1) * sizeof(ptrdiff_t))
@@ -330,13 +330,12 @@ cdef int plan_batch(Batch *b, Block memory, ptrdiff_t steps, ptrdiff_t rows, obj
             b.order[m] = order[m]
             b.length[m] = length[order[m]]
         b.steps = b.length[0] if rows else 0
-    m = rows
     b.first[0] = 0
-    for t in range(b.steps):
-        while b.length[m - 1] <= t:
-            m -= 1
-        b.active[t] = m
-        b.first[t + 1] = b.first[t] + m
+    for m in range(rows, 0, -1):  # so many run from where the one after them ended until their last one does
+        for t in range(begin, b.length[m - 1]):
+            tokens += m
+            b.active[t], b.first[t + 1] = m, tokens
+        begin = b.length[m - 1]
     return 0
 
 

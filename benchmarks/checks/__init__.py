@@ -1,4 +1,5 @@
-"""What the table of peers does not show: odd sizes, memory, threads, start-up, the overhead of a call."""
+"""What the table of peers does not show: odd sizes, memory, threads, start-up, the overhead of a call, what a ragged
+batch costs."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ import argparse
 import importlib
 import traceback
 
-NAMES = ("startup", "overhead", "threads", "memory", "odd_sizes")
+NAMES = ("startup", "overhead", "threads", "memory", "ragged", "odd_sizes")
 
 
 def run(names=NAMES) -> list[str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from benchmarks.limits import Limits, plural
 
 from .client import ENGINES
-from .score import Bar, Score, bars, full_batch_bars, score
+from .score import Bar, Score, bars, score
 
 _MARK = "<!-- run -->"
 _SHORT = {
@@ -79,7 +79,7 @@ def scores_of(data: dict) -> tuple[list[Score], dict[int, Limits]]:
 
 def verdicts(data: dict) -> list[Bar]:
     scores, _ = scores_of(data)
-    return bars(scores) + full_batch_bars(scores)
+    return bars(scores)
 
 
 def save(data: dict, out: str) -> list[str]:

@@ -178,15 +178,3 @@ def _charlm(scores, threads) -> list[Bar]:
         for s in scores
         if s.row.cell in bounds and s.against("torch")
     ]
-
-
-def full_batch_bars(scores: list[Score]) -> list[Bar]:
-    """LSTM 64 32 256 with lengths from 0 to T against the full batch."""
-    found = []
-    for s in scores:
-        if s.row.kind == "ragged" and s.row.shortest == 0:
-            full = [o for o in scores if o.threads == s.threads and o.row.name == "LSTM 64 32 256 train"]
-            if full:
-                text = f"{plural(s.threads)}, ragged: lengths from 0 to T, share of the full batch's time"
-                found.append(Bar(text, s.ours / full[0].ours, 0.58, at_most=True))
-    return found
