@@ -208,7 +208,7 @@ static inline size_t rc_outer_scratch(ptrdiff_t rows, ptrdiff_t n) {
  * smaller layer cuts k in 2 or 4. Counted in 16 lanes whatever the machine, so that the bits agree. */
 static inline int rc_chains(int gates, ptrdiff_t units) {
     ptrdiff_t vectors = gates * rc_vectors(units, 16);
-    return vectors <= 2 ? 4 : vectors <= 4 ? 2 : 1;
+    return vectors <= 3 ? 4 : vectors <= 4 ? 2 : 1;
 }
 
 #endif
