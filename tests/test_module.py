@@ -76,6 +76,22 @@ def test_grads_keep_their_identity_through_zero_grad_and_a_growing_tree():
     assert all(grad.ctypes.data % 64 == 0 for grad in net.grads.values())
 
 
+def test_zero_grad_reaches_gradients_made_since_and_leaves_a_copys_alone():
+    net = Net()
+    net.zero_grad()
+    for grad in net.grads.values():
+        grad += 3
+    net.zero_grad()
+    assert not any(grad.any() for grad in net.grads.values())
+    other = copy.deepcopy(net)
+    for module in (net, other):
+        for grad in module.grads.values():
+            grad += 3
+    other.zero_grad()
+    assert all((grad == 3).all() for grad in net.grads.values())
+    assert not any(grad.any() for grad in other.grads.values())
+
+
 def test_a_grandchild_that_grows_is_seen_from_the_root():
     root = Net()
     before = root.params
