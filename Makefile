@@ -3,7 +3,7 @@
 #   make demo        train a character model for two minutes, then let it write      make test         the test suite
 #   make lint        ruff, mypy, cython-lint; C without warnings                     make test-peers   the same against PyTorch
 #   make bench       our own benchmarks                                              make bench-peers  side by side with the peers
-#   make wheel       sdist, repaired wheel, and the tests against it                 make sanitize     the C part under ASan, UBSan, TSan
+#   make wheel       sdist, repaired wheel, and the tests against it                 make sanitize     C under ASan, UBSan, TSan; time loops under TSan
 #   make clean       all that the above made
 #
 # ARGS goes to pytest or to the benchmark: make test ARGS="tests/test_pool.py -x"
@@ -57,9 +57,7 @@ wheel: .venv/built
 	  (cd build/wheel && env -i PATH="$(CURDIR)/.venv-wheel/bin" HOME="$$HOME" $${isa:+RNN_CORE_ISA=$$isa} python -m pytest -q $(ARGS)) || exit 1; \
 	done
 
-sanitize:
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python $(PIP) "setuptools>=77"
+sanitize: .venv/built
 	$(BIN)/python tools/sanitize.py $(ARGS)
 
 clean:

@@ -78,10 +78,23 @@ cdef void clear_outputs(Call *call, const Team *team) noexcept nogil:
         clear_padding(&p.all_c, call.batch, p.d.units * p.kernels.itemsize, team)
 
 
+cdef Pass pass_of_span(const Call *call, int layer, int direction, ptrdiff_t begin) noexcept nogil:
+    """A thread's own copy of a pass. Inference keeps one span of what lies between two layers, which begins with token
+    `begin`."""
+    cdef Pass p = call.passes[layer * call.directions + direction]
+    if p.saved == NULL and call.directions == 1:
+        if layer:
+            p.x.origin = begin
+        if layer + 1 < call.layers:
+            p.y.origin = begin
+    return p
+
+
 cdef void forward_task(void *context, int rank, int size) noexcept nogil:
     cdef Call *call = <Call *>context
     cdef Batch *b = call.batch
     cdef Team all, part
+    cdef Pass span
     cdef Pass *p
     cdef int layer, i, first, own_directions = prepare_teams(call, rank, size, &all, &part, &first)
     cdef Team *own = &all if own_directions == call.directions else &part  # a team counts its barriers in one place
@@ -92,12 +105,8 @@ cdef void forward_task(void *context, int rank, int size) noexcept nogil:
         begin, end = call.chunks.begin[chunk], call.chunks.begin[after]
         for layer in range(call.layers):
             for i in range(own_directions):
-                p = &call.passes[layer * call.directions + first + i]
-                if layer + 1 < call.layers and p.saved == NULL and call.directions == 1:
-                    p.y.origin = b.first[begin]     # inference keeps one span of an inner layer's outputs
-                if layer and p.x.sequence == NULL and p.saved == NULL and call.directions == 1:
-                    p.x.origin = b.first[begin]
-                forward_chunks(p, b, own, &call.chunks, chunk, after, pointers)
+                span = pass_of_span(call, layer, first + i, b.first[begin])
+                forward_chunks(&span, b, own, &call.chunks, chunk, after, pointers)
             if meet(&all):
                 return
             if call.masks != NULL and layer + 1 < call.layers:

@@ -1,10 +1,12 @@
-"""Runs the C-level tests under sanitizers: every tests/native/test_*.c, linked with our C, must exit with 0.
+"""Runs the C-level tests under sanitizers: every tests/native/test_*.c, linked with our C, must exit with 0; and the
+time loops under ThreadSanitizer: tests/native/loops.py with a package built for it.
 
-usage: python tools/sanitize.py [test_NAME ...]
+usage: python tools/sanitize.py [test_NAME ...] [loops]
 """
 
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -46,14 +48,35 @@ def run(sanitizer, tests):
     return failed
 
 
+def run_loops():
+    """The package, built for ThreadSanitizer in a copy of its sources, on every kind of call; a race fails it. Python
+    itself is not built for it: what it and NumPy do is not looked at."""
+    folder = Path("build", "sanitize", "package")
+    for part in ("src", "rnn_core"):
+        shutil.copytree(part, folder / part, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    shutil.copy2("setup.py", folder)
+    flags = "-fsanitize=thread -O1 -g1 -fno-omit-frame-pointer"
+    build = [sys.executable, "setup.py", "--quiet", "build_ext", "--inplace"]
+    subprocess.run(build, cwd=folder, env=os.environ | {"CFLAGS": flags, "LDFLAGS": "-fsanitize=thread"}, check=True)
+    library = subprocess.run([*CC, "-print-file-name=libtsan.so"], stdout=subprocess.PIPE, text=True, check=True).stdout
+    under = {"LD_PRELOAD": library.strip(), "PYTHONPATH": str(folder.resolve())}
+    under["TSAN_OPTIONS"] = "ignore_noninstrumented_modules=1 report_signal_unsafe=0"
+    print("thread: loops", flush=True)
+    done = subprocess.run([sys.executable, "-P", "tests/native/loops.py"], env=os.environ | under)
+    return ["loops (thread)"] if done.returncode else []
+
+
 def main():
     """All tests, or those named."""
     os.chdir(HERE)
     wanted = set(sys.argv[1:])
     tests = [t for t in sorted(Path("tests/native").glob("test_*.c")) if not wanted or t.stem in wanted]
-    if not tests:
-        sys.exit("no tests/native/test_*.c to run")
-    failed = [name for sanitizer in SANITIZERS for name in run(sanitizer, tests)]
+    unknown = wanted - {"loops"} - {t.stem for t in tests}
+    if unknown:
+        sys.exit("not among tests/native/test_*.c: " + ", ".join(sorted(unknown)))
+    failed = [name for sanitizer in SANITIZERS if tests for name in run(sanitizer, tests)]
+    if not wanted or "loops" in wanted:
+        failed += run_loops()
     if failed:
         sys.exit("failed: " + ", ".join(failed))
 

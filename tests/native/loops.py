@@ -1,0 +1,58 @@
+"""Every kind of call of the time loops with 2 and 3 threads, for `make sanitize` to run under ThreadSanitizer."""
+
+import itertools
+
+import numpy as np
+
+import rnn_core as rc
+
+# T, B, I, H, L, bidirectional: threads share out sequences or hidden units, of one or two groups, in one chunk or more
+SHAPES = [
+    (20, 17, 24, 40, 1, False),
+    (9, 33, 64, 64, 2, True),
+    (6, 3, 30, 200, 1, False),
+    (5, 1, 16, 256, 2, True),
+    (30, 16, 20, 64, 1, False),
+    (4, 20, 16, 130, 2, False),
+    (300, 32, 16, 32, 2, False),
+]
+VARIANTS = [
+    {"layer_norm": True},
+    {"proj_size": 20},
+    {"zoneout": 0.1},
+    {"recurrent_dropout": 0.2},
+    {"weight_drop": 0.2},
+    {"dropout": 0.2},
+]
+
+
+def train(layer, x, lengths=None, **options):
+    layer.zero_grad()
+    y, _, tape = layer.forward(x, None, lengths, **options)
+    layer.backward(tape, np.ones_like(y))
+
+
+def main():
+    rng = np.random.default_rng(0)
+
+    def normal(*shape):
+        return rng.standard_normal(shape, dtype=np.float32)
+
+    for threads, cell in itertools.product((2, 3), (rc.RNN, rc.LSTM, rc.GRU)):
+        rc.set_num_threads(threads)
+        for T, B, I, H, L, bidirectional in SHAPES:
+            layer, x = cell(I, H, L, seed=0, bidirectional=bidirectional), normal(T, B, I)
+            for lengths in (None, rng.integers(1, T + 1, B)):
+                layer(x, None, lengths)
+                train(layer, x, lengths)
+                train(layer, x, lengths)  # with the memory of the tape before
+                if not bidirectional:
+                    train(layer, x, lengths, recompute=True)
+        for variant in VARIANTS if cell is rc.LSTM else []:
+            train(cell(24, 48, 2, seed=0, **variant), normal(12, 20, 24))
+        if cell is rc.GRU:
+            train(cell(24, 48, 2, seed=0, reset_after=False), normal(12, 20, 24))
+
+
+if __name__ == "__main__":
+    main()
