@@ -204,8 +204,8 @@ static inline size_t rc_outer_scratch(ptrdiff_t rows, ptrdiff_t n) {
     return (size_t)(rows < RC_OUTER_ROWS ? rows : RC_OUTER_ROWS) * (size_t)columns;
 }
 
-/* A step has gates * ceil(units / 16) chains of its own to hide the latency of a multiply-add (8 in flight); a
- * smaller layer cuts k in 2 or 4. Counted in 16 lanes whatever the machine, so that the bits agree. */
+/* A step has gates * ceil(units / 16) chains of its own to hide the latency of a multiply-add (8 in flight); a layer of
+ * up to four cuts k in 2 or 4 to have as many. Counted in 16 lanes whatever the machine, so that the bits agree. */
 static inline int rc_chains(int gates, ptrdiff_t units) {
     ptrdiff_t vectors = gates * rc_vectors(units, 16);
     return vectors <= 3 ? 4 : vectors <= 4 ? 2 : 1;
