@@ -24,8 +24,8 @@ cdef struct Pass:
     Variant *variant               # or NULL; threads then share out sequences
     View all_h, all_c              # every step's state, where asked for (else base and sequence NULL)
 
-cdef bint forward_chunks(Pass *p, const Batch *b, Team *team, const Chunks *chunks, ptrdiff_t first, ptrdiff_t last,
-                         void **pointers) noexcept nogil
+cdef bint forward_chunks(const Pass *p, const Batch *b, Team *team, const Chunks *chunks, ptrdiff_t first,
+                         ptrdiff_t last, void **pointers) noexcept nogil
 
 cdef void set_pass(Pass *p, const rc_kernels *kernels, Direction *d, Block memory, const Batch *b, ptrdiff_t tokens,
                    bint keep) except *

@@ -56,8 +56,7 @@ class Module:
         self._flat_at = -1  # the structure that the flattened dictionaries belong to
         self._flat_params: dict[str, NDArray[Any]] = {}
         self._flat_grads: dict[str, NDArray[Any]] | None = None
-        self._made_at = -1  # the structure that the passes over the gradients made so far belong to
-        self._made_grads: list[Tensors] = []
+        self._made_grads: list[Tensors] | None = None  # those that have been needed so far
 
     # ---- building the tree --------------------------------------------------------------------------------
 
@@ -119,9 +118,11 @@ class Module:
     # ---- parameters and gradients -------------------------------------------------------------------------
 
     def _flatten(self) -> None:
-        self._flat_params = {key: node._buffers[name].view for key, node, name in self._distinct()}
-        self._flat_grads = None
-        self._flat_at = _structure
+        """Forget what was flattened of another structure."""
+        if self._flat_at != _structure:
+            self._flat_params = {key: node._buffers[name].view for key, node, name in self._distinct()}
+            self._flat_grads = self._made_grads = None
+            self._flat_at = _structure
 
     @property
     def params(self) -> dict[str, NDArray[Any]]:
@@ -129,15 +130,13 @@ class Module:
 
         Write them by load_state_dict, assign or an optimiser.
         """
-        if self._flat_at != _structure:
-            self._flatten()
+        self._flatten()
         return self._flat_params.copy()
 
     @property
     def grads(self) -> dict[str, NDArray[Any]]:
         """Writable arrays under the keys of `params`, into which backward adds; always the same arrays."""
-        if self._flat_at != _structure:
-            self._flatten()
+        self._flatten()
         if self._flat_grads is None:
             self._flat_grads = {key: node._grad(name) for key, node, name in self._distinct()}
         return self._flat_grads.copy()
@@ -153,10 +152,10 @@ class Module:
 
     def zero_grad(self) -> None:
         """Set every gradient to zero, in place."""
-        if self._made_at != _structure:
+        self._flatten()
+        if self._made_grads is None:
             made = {id(grad): grad for _, node in self._tree() for grad in node._grads.values()}
             self._made_grads = by_dtype(list(made.values()))
-            self._made_at = _structure
         for tensors in self._made_grads:
             tensors.zero()
 
@@ -216,7 +215,7 @@ class Module:
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
-        for name in ("_grads", "_flat_at", "_flat_params", "_flat_grads", "_made_at", "_made_grads"):
+        for name in ("_grads", "_flat_at", "_flat_params", "_flat_grads", "_made_grads"):
             state.pop(name)
         state.update((name, None) for name in self._transient)
         return state

@@ -129,7 +129,7 @@ cdef ptrdiff_t locate(const Pass *p, const Batch *b, Part *part, const Team *tea
     return n
 
 
-cdef void project_inputs(Pass *p, const Batch *b, Part *part, const Team *team, ptrdiff_t begin, ptrdiff_t end,
+cdef void project_inputs(const Pass *p, const Batch *b, Part *part, const Team *team, ptrdiff_t begin, ptrdiff_t end,
                          const Rows *rows) noexcept nogil:
     """W x + b for this thread's tokens of steps [begin, end)."""
     cdef ptrdiff_t n = locate(p, b, part, team, begin, end, rows)
@@ -145,7 +145,7 @@ cdef void project_inputs(Pass *p, const Batch *b, Part *part, const Team *team, 
         normalise_inputs(p, b, part, team, begin, end, rows.gates)
 
 
-cdef void add_states(Pass *p, const Batch *b, Part *part, const Team *team, ptrdiff_t begin, ptrdiff_t end,
+cdef void add_states(const Pass *p, const Batch *b, Part *part, const Team *team, ptrdiff_t begin, ptrdiff_t end,
                      const Rows *rows) noexcept nogil:
     """R h for the same tokens: where the outputs are known, the recurrence leaves one large product of all steps."""
     cdef ptrdiff_t out = whole(p.d.out, p.kernels.lanes), n = 0, t, m
@@ -165,7 +165,7 @@ cdef inline ptrdiff_t hat_row(const Pass *p, const Batch *b, const Part *part, p
     return part.row_begin + (b.first[t] if p.variant.norms.kept else 0)
 
 
-cdef void normalise_inputs(Pass *p, const Batch *b, Part *part, const Team *team, ptrdiff_t begin, ptrdiff_t end,
+cdef void normalise_inputs(const Pass *p, const Batch *b, Part *part, const Team *team, ptrdiff_t begin, ptrdiff_t end,
                            void **gates) noexcept nogil:
     cdef ptrdiff_t t, n, to, before = 0
     cdef rc_rows x
@@ -191,7 +191,7 @@ cdef void set_product(const Pass *p, const Part *part, rc_step *s, ptrdiff_t don
         s.shape.k = 0
 
 
-cdef void run_cell(Pass *p, const Batch *b, const Part *part, rc_step *s, ptrdiff_t t, ptrdiff_t done,
+cdef void run_cell(const Pass *p, const Batch *b, const Part *part, rc_step *s, ptrdiff_t t, ptrdiff_t done,
                    bint second) noexcept nogil:
     """The product and cell of the `done`-th step."""
     set_product(p, part, s, done, second)
@@ -201,7 +201,8 @@ cdef void run_cell(Pass *p, const Batch *b, const Part *part, rc_step *s, ptrdif
         p.kernels.step(s)
 
 
-cdef void step_apart(Pass *p, const Batch *b, const Part *part, rc_step *s, ptrdiff_t t, bint second) noexcept nogil:
+cdef void step_apart(const Pass *p, const Batch *b, const Part *part, rc_step *s, ptrdiff_t t,
+                     bint second) noexcept nogil:
     """The step's product on its own, then the cell on it: a variant may multiply R by another state than the cell's, or
     normalise the product."""
     cdef ptrdiff_t out = whole(p.d.out, p.kernels.lanes)
@@ -224,7 +225,7 @@ cdef void step_apart(Pass *p, const Batch *b, const Part *part, rc_step *s, ptrd
     p.variant.plain.step(s)
 
 
-cdef char *other_state(Pass *p, const Part *part, const rc_step *s) noexcept nogil:
+cdef char *other_state(const Pass *p, const Part *part, const rc_step *s) noexcept nogil:
     """The buffer of the state after the step."""
     cdef ptrdiff_t offset = part.row_begin * whole(p.d.out, p.kernels.lanes) * <ptrdiff_t>p.kernels.itemsize
     return p.h[1] + offset if s.h_prev.base == p.h[0] + offset else p.h[0] + offset
@@ -242,7 +243,7 @@ cdef void copy_columns(const Pass *p, const View *to, const Batch *b, ptrdiff_t 
                <char *>rows.base + (m * rows.stride + begin) * itemsize, (end - begin) * itemsize)
 
 
-cdef void project_state(Pass *p, const Batch *b, const Part *part, const rc_step *s, ptrdiff_t t) noexcept nogil:
+cdef void project_state(const Pass *p, const Batch *b, const Part *part, const rc_step *s, ptrdiff_t t) noexcept nogil:
     """h <- W_hr hidden, and a copy to y."""
     cdef ptrdiff_t lanes = p.kernels.lanes
     cdef rc_gemm job = product_job(p.kernels, &p.d.p, p.d.p_packed, NULL, False, True, s.h_next,
@@ -253,7 +254,7 @@ cdef void project_state(Pass *p, const Batch *b, const Part *part, const rc_step
                  min(part.out_end * 4 * lanes, p.d.out))
 
 
-cdef void begin_variant(Pass *p, const Part *part, rc_step *s) noexcept nogil:
+cdef void begin_variant(const Pass *p, const Part *part, rc_step *s) noexcept nogil:
     """Keep the c that the step starts from, where a part of it will stay, and the gates for a normalised c."""
     cdef ptrdiff_t units = whole(p.d.units, p.kernels.lanes)
     if is_view(&p.variant.take_c):
@@ -264,7 +265,7 @@ cdef void begin_variant(Pass *p, const Part *part, rc_step *s) noexcept nogil:
                            p.kernels.itemsize)
 
 
-cdef void end_variant(Pass *p, const Batch *b, const Part *part, rc_step *s, ptrdiff_t t) noexcept nogil:
+cdef void end_variant(const Pass *p, const Batch *b, const Part *part, rc_step *s, ptrdiff_t t) noexcept nogil:
     """Zoneout: what stays of the old state; then y."""
     cdef size_t itemsize = p.kernels.itemsize
     cdef ptrdiff_t units = whole(p.d.units, p.kernels.lanes)
@@ -277,7 +278,8 @@ cdef void end_variant(Pass *p, const Batch *b, const Part *part, rc_step *s, ptr
     copy_columns(p, &p.y, b, t, part.row_begin, h, s.row_end, 0, p.d.out)
 
 
-cdef void set_step(Pass *p, const Batch *b, const Part *part, rc_step *s, ptrdiff_t t, ptrdiff_t done) noexcept nogil:
+cdef void set_step(const Pass *p, const Batch *b, const Part *part, rc_step *s, ptrdiff_t t,
+                   ptrdiff_t done) noexcept nogil:
     """The rows of step t, the `done`-th of this direction; gates and y are set by the caller."""
     cdef ptrdiff_t lanes = p.kernels.lanes, n = part.row_end - part.row_begin
     cdef ptrdiff_t tape = place(b, t, part.row_begin, n)
@@ -301,7 +303,7 @@ cdef void set_step(Pass *p, const Batch *b, const Part *part, rc_step *s, ptrdif
         s.y = rows_at(NULL, 0)
 
 
-cdef bint one_step(Pass *p, const Batch *b, const Part *part, Team *team, rc_step *s, ptrdiff_t t,
+cdef bint one_step(const Pass *p, const Batch *b, const Part *part, Team *team, rc_step *s, ptrdiff_t t,
                    ptrdiff_t done) noexcept nogil:
     """Step t, the `done`-th of this direction. True when the call is to be left."""
     cdef ptrdiff_t out = whole(p.d.out, p.kernels.lanes)
@@ -340,7 +342,7 @@ cdef ptrdiff_t steps_alike(const Pass *p, const Batch *b, const Team *team, ptrd
     return n
 
 
-cdef void many_steps(Pass *p, const Batch *b, const Part *part, rc_step *s, ptrdiff_t t, ptrdiff_t done,
+cdef void many_steps(const Pass *p, const Batch *b, const Part *part, rc_step *s, ptrdiff_t t, ptrdiff_t done,
                      ptrdiff_t count) noexcept nogil:
     """Steps t and those after it, alike and nothing but their kernel."""
     cdef rc_sequence q
@@ -352,7 +354,7 @@ cdef void many_steps(Pass *p, const Batch *b, const Part *part, rc_step *s, ptrd
     p.kernels.steps(s, &q)
 
 
-cdef bint chunk_steps(Pass *p, const Batch *b, Part *part, Team *team, ptrdiff_t begin, ptrdiff_t end,
+cdef bint chunk_steps(const Pass *p, const Batch *b, Part *part, Team *team, ptrdiff_t begin, ptrdiff_t end,
                       const Rows *rows) noexcept nogil:
     """The recurrence over steps [begin, end)."""
     cdef ptrdiff_t i = 0, t, n, count, done, before = 0
@@ -383,8 +385,8 @@ cdef bint chunk_steps(Pass *p, const Batch *b, Part *part, Team *team, ptrdiff_t
     return False
 
 
-cdef bint forward_chunks(Pass *p, const Batch *b, Team *team, const Chunks *chunks, ptrdiff_t first, ptrdiff_t last,
-                         void **pointers) noexcept nogil:
+cdef bint forward_chunks(const Pass *p, const Batch *b, Team *team, const Chunks *chunks, ptrdiff_t first,
+                         ptrdiff_t last, void **pointers) noexcept nogil:
     """This thread's part of chunks [first, last). `pointers` holds 3 * chunks.tokens of them. True when the call
     is to be left."""
     cdef Part part

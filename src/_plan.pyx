@@ -331,7 +331,7 @@ cdef int plan_batch(Batch *b, Block memory, ptrdiff_t steps, ptrdiff_t rows, obj
             b.length[m] = length[order[m]]
         b.steps = b.length[0] if rows else 0
     b.first[0] = 0
-    for m in range(rows, 0, -1):  # so many run from where the one after them ended until their last one does
+    for m in range(rows, 0, -1):  # the first m together, from the end of the next one to that of the last
         for t in range(begin, b.length[m - 1]):
             tokens += m
             b.active[t], b.first[t + 1] = m, tokens

@@ -205,10 +205,10 @@ static inline size_t rc_outer_scratch(ptrdiff_t rows, ptrdiff_t n) {
 }
 
 /* A step has gates * ceil(units / 16) chains of its own to hide the latency of a multiply-add (8 in flight); a layer of
- * up to four cuts k in 2 or 4 to have as many. Counted in 16 lanes whatever the machine, so that the bits agree. */
+ * up to four cuts k in 2 or 4. Counted in 16 lanes whatever the machine, so that the bits agree. */
 static inline int rc_chains(int gates, ptrdiff_t units) {
     ptrdiff_t vectors = gates * rc_vectors(units, 16);
-    return vectors <= 3 ? 4 : vectors <= 4 ? 2 : 1;
+    return vectors < 4 ? 4 : vectors == 4 ? 2 : 1;
 }
 
 #endif

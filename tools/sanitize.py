@@ -49,15 +49,15 @@ def run(sanitizer, tests):
 
 
 def run_loops():
-    """The package, built for ThreadSanitizer in a copy of its sources, on every kind of call; a race fails it. Python
-    itself is not built for it: what it and NumPy do is not looked at."""
+    """The package, built for ThreadSanitizer (GCC's) in a copy of its sources, on every kind of call; a race fails it.
+    Python itself is not built for it: what it and NumPy do is not looked at."""
     folder = Path("build", "sanitize", "package")
     for part in ("src", "rnn_core"):
         shutil.copytree(part, folder / part, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
     shutil.copy2("setup.py", folder)
-    flags = "-fsanitize=thread -O1 -g1 -fno-omit-frame-pointer"
+    flags = dict.fromkeys(("CFLAGS", "LDFLAGS"), "-fsanitize=thread")
     build = [sys.executable, "setup.py", "--quiet", "build_ext", "--inplace"]
-    subprocess.run(build, cwd=folder, env=os.environ | {"CFLAGS": flags, "LDFLAGS": "-fsanitize=thread"}, check=True)
+    subprocess.run(build, cwd=folder, env=os.environ | flags, check=True)
     library = subprocess.run([*CC, "-print-file-name=libtsan.so"], stdout=subprocess.PIPE, text=True, check=True).stdout
     under = {"LD_PRELOAD": library.strip(), "PYTHONPATH": str(folder.resolve())}
     under["TSAN_OPTIONS"] = "ignore_noninstrumented_modules=1 report_signal_unsafe=0"

@@ -1,4 +1,4 @@
-"""Every kind of call of the time loops with 2 and 3 threads, for `make sanitize` to run under ThreadSanitizer."""
+"""Calls of every kind of the recurrent layers with 2 and 3 threads, for `make sanitize` to run under TSan."""
 
 import itertools
 
@@ -48,10 +48,16 @@ def main():
                 train(layer, x, lengths)  # with the memory of the tape before
                 if not bidirectional:
                     train(layer, x, lengths, recompute=True)
-        for variant in VARIANTS if cell is rc.LSTM else []:
-            train(cell(24, 48, 2, seed=0, **variant), normal(12, 20, 24))
+        x = normal(12, 20, 24)
+        for variant in VARIANTS:
+            if cell is rc.LSTM or "proj_size" not in variant:
+                train(cell(24, 48, 2, seed=0, **variant), x)
         if cell is rc.GRU:
-            train(cell(24, 48, 2, seed=0, reset_after=False), normal(12, 20, 24))
+            train(cell(24, 48, 2, seed=0, reset_after=False), x)
+        train(cell(24, 48, 2, seed=0, dtype="float64"), x.astype(np.float64))
+        train(cell(24, 48, 2, seed=0, batch_first=True), x)
+        cell(24, 48, 2, seed=0)(x, return_all_states=True)
+        train(cell(24, 48, seed=0), rng.integers(0, 9, (12, 20)), embedding=rc.Embedding(9, 24))
 
 
 if __name__ == "__main__":
