@@ -44,6 +44,8 @@ typedef struct product {
     int chains;
     int backwards; /* from the last panel to the first */
     int far;       /* as in rc_gemm */
+    ptrdiff_t k_begin, k_end; /* the block of k at hand, usually all */
+    vf (*sums)[4];            /* by row: what the blocks before it came to */
     int wide;      /* panels that all rows take side by side; 1 where they fill a tile with one */
     void (*group)(const struct product *g, const real *b, ptrdiff_t row, ptrdiff_t panel, const real *later,
                   ptrdiff_t step); /* the tile for them */
@@ -96,12 +98,12 @@ INLINE void multiply(const int rows, const int panels, const int vectors, real *
     }
 }
 
-/* All of k. */
+/* The block of k at hand. */
 INLINE void multiply_tile(const int rows, const int panels, const int vectors, const product *g, real *const *a,
                           const real *b, vf acc[][4], const real *later, ptrdiff_t step) {
     const ptrdiff_t k = g->shape->k;
-    if (step) multiply(rows, panels, vectors, a, b, k, 0, k, acc, 1, later, step);
-    else multiply(rows, panels, vectors, a, b, k, 0, k, acc, 0, b, 0);
+    if (step) multiply(rows, panels, vectors, a, b, k, g->k_begin, g->k_end, acc, 1, later, step);
+    else multiply(rows, panels, vectors, a, b, k, g->k_begin, g->k_end, acc, 0, b, 0);
 }
 
 /* All of k of one row, in partial sums: acc[s][0] over k = s, s + chains, ... As many of them side by side as there are
@@ -129,9 +131,9 @@ INLINE void multiply_cut(const int vectors, const int chains, const product *g, 
  * waits for. */
 INLINE void multiply_far(const int rows, const int vectors, const product *g, real *const *a, const real *b,
                          ptrdiff_t row, ptrdiff_t panel, vf acc[][4], const real *later, ptrdiff_t step) {
-    const ptrdiff_t k = g->shape->k, piece = k / rows & ~(ptrdiff_t)1;
+    const ptrdiff_t k = g->shape->k, piece = (g->k_end - g->k_begin) / rows & ~(ptrdiff_t)1;
     for (int r = 0; r < rows; r++) {
-        const ptrdiff_t begin = r * piece, end = r + 1 < rows ? begin + piece : k;
+        const ptrdiff_t begin = g->k_begin + r * piece, end = r + 1 < rows ? begin + piece : g->k_end;
         gemm_fetch(g->job, row + r, panel, vectors);
         if (step) multiply(rows, 1, vectors, a, b, k, begin, end, acc, 1, later, step);
         else multiply(rows, 1, vectors, a, b, k, begin, end, acc, 0, b, 0);
@@ -145,12 +147,16 @@ INLINE void tile(enum kind kind, const int rows, const int panels, const int vec
     real *a[MAX_ROWS];
     vf acc[4][MAX_ROWS][4];
     rows_of(g->a, row, rows, a);
-    tile_start(kind, g->job, row, panel, rows, panels, vectors, acc[0]);
+    if (panels == 1 && chains == 1 && g->k_begin > 0) {
+        EACH_VECTOR(p, r, v) acc[0][r][v] = g->sums[row - g->row_begin + r][v];
+    } else {
+        tile_start(kind, g->job, row, panel, rows, panels, vectors, acc[0]);
+    }
     UNROLL for (int s = 1; s < chains; s++) {
         UNROLL for (int v = 0; v < vectors; v++) acc[s][0][v] = v_zero();
     }
     if (chains > 1) multiply_cut(vectors, chains, g, a, b, acc);
-    else if (kind == GEMM && panels == 1 && rows > 2 && g->far && g->shape->k >= LONG)
+    else if (kind == GEMM && panels == 1 && rows > 2 && g->far && g->k_end == g->shape->k && g->k_end >= LONG)
         multiply_far(rows, vectors, g, a, b, row, panel, acc[0], later, step);
     else multiply_tile(rows, panels, vectors, g, a, b, acc[0], later, step);
     UNROLL for (int v = 0; v < vectors && chains > 1; v++) {
@@ -158,7 +164,11 @@ INLINE void tile(enum kind kind, const int rows, const int panels, const int vec
         *sum = v_add(*sum, acc[1][0][v]);
         if (chains == 4) *sum = v_add(*sum, v_add(acc[2][0][v], acc[3][0][v]));
     }
-    tile_finish(kind, g->job, row, panel, rows, panels, vectors, acc[0]);
+    if (panels == 1 && chains == 1 && g->k_end < g->shape->k) {
+        EACH_VECTOR(p, r, v) g->sums[row - g->row_begin + r][v] = acc[0][r][v];
+    } else {
+        tile_finish(kind, g->job, row, panel, rows, panels, vectors, acc[0]);
+    }
 }
 
 /* ------------------------------------------------------------------------------------------------- the instances */
@@ -247,23 +257,61 @@ static ptrdiff_t panel_after(const product *g, ptrdiff_t panel) {
 /* Weights that a small L2, or a large one beside all else, may have lost since they were read last. */
 #define FAR (1 << 18)
 
-/* All rows times one panel, the rows shared out evenly between tiles (32 = 6 6 5 5 5 5). Of far weights the next panel
- * comes into L2 meanwhile (after the last one the first, for the next step, unless that goes the other way), all tiles
- * fetching the same part of it: a core has so few lines of L3 under way at once that a burst would have to wait. A
- * small tile that is the only one reads its panel as fast as it comes. Blocks of k that stay in L1 were tried: they
- * gain nothing at K 256 and lose a tenth at 1024. */
+/* The block of k at hand of one panel, whose rows begin at b: all rows, shared out evenly between tiles (32 = 6 6 5 5 5
+ * 5). Of far weights the next block comes into L2 meanwhile, all tiles fetching the same part of it, `step` elements for
+ * each k: a core has so few lines of L3 under way at once that a burst would have to wait. */
+static void run_block(const tiles *by_rows, const product *g, const real *b, ptrdiff_t panel, ptrdiff_t count,
+                      const real *next, ptrdiff_t step) {
+    const ptrdiff_t rows = g->row_end - g->row_begin, k = g->k_end - g->k_begin;
+    next -= g->k_begin * step; /* the tile counts from there */
+    for (ptrdiff_t t = 0, row = g->row_begin; row < g->row_end; t++, next += k * step) {
+        const ptrdiff_t size = rows / count + (t < rows % count);
+        by_rows->tile[size](g, b, row, panel, next, step);
+        row += size;
+    }
+}
+
+/* Weights that L2 does not hold. */
+#define BEYOND_L2 (3 << 19)
+#define BLOCKED_ROWS 64 /* at most: more read a panel often enough */
+
+/* The k of a block of weights that come from beyond L2, all of it where blocks would not pay. What is fetched a whole
+ * long panel ahead is gone again when its turn comes, and the few tiles of a small batch wait for L2 unless the first
+ * leaves its block in L1 for the others, which those of eight rows, that need less of it, do not. Of weights within L2
+ * blocks gain nothing at K 256, and lose a tenth at 1024. */
+static ptrdiff_t block_of(const product *g, const int vectors, ptrdiff_t most, ptrdiff_t count) {
+    const ptrdiff_t k = g->shape->k, bytes = k * vectors * (ptrdiff_t)sizeof(vf);
+    const ptrdiff_t size = count <= (most > 6 ? 1 : 4) ? 33 << 10 : 128 << 10, blocks = (bytes + size - 1) / size;
+    if (bytes_of(g) < BEYOND_L2 || g->row_end - g->row_begin > BLOCKED_ROWS || blocks <= 3) return k;
+    return ((k + blocks - 1) / blocks + 1) & ~(ptrdiff_t)1;
+}
+
+/* A panel block by block: the accumulators wait in `sums`. */
+static __attribute__((noinline)) void run_blocks(const tiles *by_rows, const product *all, const real *b,
+                                                 ptrdiff_t panel, ptrdiff_t count, const real *next, ptrdiff_t step,
+                                                 ptrdiff_t size) {
+    const ptrdiff_t k = all->shape->k, row = vectors_of(all, panel) * LANES;
+    vf sums[BLOCKED_ROWS][4];
+    product g = *all;
+    g.sums = sums;
+    for (g.k_begin = 0; g.k_begin < k; g.k_begin = g.k_end) {
+        g.k_end = k - g.k_begin < size ? k : g.k_begin + size;
+        run_block(by_rows, &g, b, panel, count, g.k_end < k ? b + g.k_end * row : next, step);
+    }
+}
+
+/* All rows times one panel. Meanwhile the next one is fetched (after the last one the first, for the next step, unless
+ * that goes the other way); a small tile that is the only one reads its panel as fast as it comes. */
 static void run_panel(const tiles *by_rows, const product *g, ptrdiff_t panel) {
     const int vectors = vectors_of(g, panel);
-    const ptrdiff_t most = TILE_VECTORS / vectors < MAX_ROWS ? TILE_VECTORS / vectors : MAX_ROWS, k = g->shape->k;
+    const ptrdiff_t most = TILE_VECTORS / vectors < MAX_ROWS ? TILE_VECTORS / vectors : MAX_ROWS;
     const ptrdiff_t rows = g->row_end - g->row_begin, count = (rows + most - 1) / most;
     const int fetch = bytes_of(g) > FAR && (count > 1 || rows > WIDE_ROWS);
     const ptrdiff_t step = fetch ? (vectors * LANES + count - 1) / count : 0; /* a tile's part of a row of k */
+    const ptrdiff_t k = g->shape->k, size = fetch ? block_of(g, vectors, most, count) : k;
     const real *b = panel_of(g, panel), *next = panel_of(g, panel_after(g, panel));
-    for (ptrdiff_t t = 0, row = g->row_begin; row < g->row_end; t++) {
-        const ptrdiff_t size = rows / count + (t < rows % count);
-        by_rows->tile[size](g, b, row, panel, next + t * k * step, step);
-        row += size;
-    }
+    if (size < k) run_blocks(by_rows, g, b, panel, count, next, step, size);
+    else run_block(by_rows, g, b, panel, count, next, step);
 }
 
 /* The cells of a small layer, whose k is cut into chains, take their rows one by one. */
@@ -283,6 +331,8 @@ static void plan_run(enum kind kind, product *g) {
     const int full = panel_vectors(g->shape);
     g->wide = 1;
     g->groups = 0;
+    g->k_begin = 0;
+    g->k_end = g->shape->k;
     g->count = rows > 0 && panels > 0 ? panels : 0; /* a thread may have no part */
     if (g->count == 0 || rows > WIDE_ROWS || g->chains > 1) return;
     const int pair = rows == 1 && bytes_of(g) <= NEAR;

@@ -107,6 +107,32 @@ static void large_gradient(const rc_kernels *k)
     free(c), free(with), free(d), free(beside), free(columns);
 }
 
+/* Weights of 1.7 MB in long panels, which several rows take in blocks of k: the bits of each row alone. */
+static void blocks(const rc_kernels *k)
+{
+    const ptrdiff_t n = 170, depth = 2503;
+    rc_shape shape = {depth, n, 1};
+    void *weights = packed(k, &shape);
+    for (ptrdiff_t m = 5; m < 70; m += 9) {
+        rc_rows a = apart(m, depth), c = apart(m, n), alone = apart(m, n);
+        rc_gemm job = {shape, weights, NULL, 1, 0, a, c, 0, m, 0, rc_panels(&shape, k->lanes), 0, m % 2};
+        k->gemm(&job);
+        job.c = alone;
+        int same = 1;
+        for (ptrdiff_t i = 0; i < m; i++) {
+            job.row_begin = i, job.row_end = i + 1;
+            k->gemm(&job);
+            same &= !memcmp(c.ptr[i], alone.ptr[i], (size_t)n * itemsize);
+        }
+        if (!same) {
+            printf("%s: %td rows have other bits than one by one\n", k->name, m);
+            exit(1);
+        }
+        drop(a, m), drop(c, m), drop(alone, m);
+    }
+    free(weights);
+}
+
 static void cell(const rc_kernels *k, enum rc_cell kind, ptrdiff_t units, ptrdiff_t m)
 {
     const int gates = kind == RC_LSTM ? 4 : kind <= RC_RNN_RELU ? 1 : 3, before = kind == RC_GRU_RESET_BEFORE;
@@ -201,6 +227,7 @@ static void all(const rc_kernels *k)
         }
     }
     large_gradient(k);
+    blocks(k);
     printf("%s: all kernels within their arrays\n", k->name);
 }
 
