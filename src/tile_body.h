@@ -324,6 +324,8 @@ static void run_cut(const tiles *by_rows, const product *g, ptrdiff_t panel) {
 /* Weights of which the first level of cache keeps a good part from one step to the next, if they come in small groups:
  * those that a step ends with are the next one's first. */
 #define NEAR (192 << 10)
+/* Weights that come mostly from L3, which reads them faster in fewer streams. */
+#define MOSTLY_L3 (2 * BEYOND_L2)
 
 /* How the rows go through the panels: the same for every step of a sequence. */
 static void plan_run(enum kind kind, product *g) {
@@ -335,7 +337,7 @@ static void plan_run(enum kind kind, product *g) {
     g->k_end = g->shape->k;
     g->count = rows > 0 && panels > 0 ? panels : 0; /* a thread may have no part */
     if (g->count == 0 || rows > WIDE_ROWS || g->chains > 1) return;
-    const int pair = rows == 1 && bytes_of(g) <= NEAR;
+    const int pair = rows == 1 && (bytes_of(g) <= NEAR || bytes_of(g) > MOSTLY_L3);
     const ptrdiff_t wide = pair ? 2 : WIDE_PANELS(rows, full);
     if (wide < 2 || rows * wide > MAX_ROWS) return;
     g->wide = (int)wide;
