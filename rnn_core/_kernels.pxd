@@ -23,7 +23,7 @@ cdef extern from "kernels.h" nogil:
         void *columns
         const rc_outer *beside
     cdef enum:
-        RC_OUTER_LARGE
+        RC_OUTER_LARGE, RC_MOSTLY_L3
     cdef enum rc_cell:
         RC_RNN_TANH, RC_RNN_RELU, RC_LSTM, RC_GRU, RC_GRU_RESET_BEFORE, RC_CELLS
     ctypedef struct rc_step:

@@ -23,10 +23,9 @@ cdef enum:
     # From so many on, threads share out the panels.
     WORTH_SHARING = 1 << 18
     # Panels of W, then the same of R, and so on: see multiply. As many as a single row takes side by side; fewer, which
-    # it takes one by one, where most of a thread's bytes come from L3: that reads faster in few streams.
+    # it takes one by one, from RC_MOSTLY_L3 a thread on.
     SLICE = 4
     FAR_SLICE = 2
-    FAR = 3 << 20
 
 
 # What the threads of a step share; each works on a copy.
@@ -43,7 +42,7 @@ cdef void multiply(void *context, int rank, int size) noexcept nogil:
     that a call left there is the half that the next one starts with."""
     cdef Products own = (<Products *>context)[0]
     cdef ptrdiff_t panels = rc_panels(&own.inputs.shape, own.kernels.lanes), begin, end, i
-    cdef ptrdiff_t slice = FAR_SLICE if own.bytes > size * <size_t>FAR else SLICE
+    cdef ptrdiff_t slice = FAR_SLICE if own.bytes > size * <size_t>RC_MOSTLY_L3 else SLICE
     share((panels + slice - 1) // slice, rank, size, &begin, &end)
     own.inputs.backwards = own.cell.backwards = own.backwards
     for i in range(end - begin):

@@ -50,6 +50,10 @@ typedef struct {
     int far;       /* C is written anew and lies beyond L2: its lines are worth fetching before */
 } rc_gemm;
 
+/* Bytes of weights from which on a core reads most of them from L3 at every step. It does so faster in few streams: a
+ * single row takes fewer panels side by side. */
+#define RC_MOSTLY_L3 (3 << 20)
+
 /* C (m, n) += A^T X: A (rows, m) with one stride, X (rows, n), both as the user or a gate buffer holds them. One chain
  * spans RC_OUTER_ROWS rows; the sums of the chains are added to C in ascending order, with the same bits with and
  * without `columns`, and alone or beside another. */

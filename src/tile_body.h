@@ -146,8 +146,9 @@ INLINE void tile(enum kind kind, const int rows, const int panels, const int vec
                  const product *g, const real *b, ptrdiff_t row, ptrdiff_t panel, const real *later, ptrdiff_t step) {
     real *a[MAX_ROWS];
     vf acc[4][MAX_ROWS][4];
+    const int in_blocks = panels == 1 && chains == 1; /* the others never are */
     rows_of(g->a, row, rows, a);
-    if (panels == 1 && chains == 1 && g->k_begin > 0) {
+    if (in_blocks && g->k_begin > 0) {
         EACH_VECTOR(p, r, v) acc[0][r][v] = g->sums[row - g->row_begin + r][v];
     } else {
         tile_start(kind, g->job, row, panel, rows, panels, vectors, acc[0]);
@@ -164,7 +165,7 @@ INLINE void tile(enum kind kind, const int rows, const int panels, const int vec
         *sum = v_add(*sum, acc[1][0][v]);
         if (chains == 4) *sum = v_add(*sum, v_add(acc[2][0][v], acc[3][0][v]));
     }
-    if (panels == 1 && chains == 1 && g->k_end < g->shape->k) {
+    if (in_blocks && g->k_end < g->shape->k) {
         EACH_VECTOR(p, r, v) g->sums[row - g->row_begin + r][v] = acc[0][r][v];
     } else {
         tile_finish(kind, g->job, row, panel, rows, panels, vectors, acc[0]);
@@ -324,8 +325,6 @@ static void run_cut(const tiles *by_rows, const product *g, ptrdiff_t panel) {
 /* Weights of which the first level of cache keeps a good part from one step to the next, if they come in small groups:
  * those that a step ends with are the next one's first. */
 #define NEAR (192 << 10)
-/* Weights that come mostly from L3, which reads them faster in fewer streams. */
-#define MOSTLY_L3 (2 * BEYOND_L2)
 
 /* How the rows go through the panels: the same for every step of a sequence. */
 static void plan_run(enum kind kind, product *g) {
@@ -337,7 +336,7 @@ static void plan_run(enum kind kind, product *g) {
     g->k_end = g->shape->k;
     g->count = rows > 0 && panels > 0 ? panels : 0; /* a thread may have no part */
     if (g->count == 0 || rows > WIDE_ROWS || g->chains > 1) return;
-    const int pair = rows == 1 && (bytes_of(g) <= NEAR || bytes_of(g) > MOSTLY_L3);
+    const int pair = rows == 1 && (bytes_of(g) <= NEAR || bytes_of(g) > RC_MOSTLY_L3);
     const ptrdiff_t wide = pair ? 2 : WIDE_PANELS(rows, full);
     if (wide < 2 || rows * wide > MAX_ROWS) return;
     g->wide = (int)wide;
