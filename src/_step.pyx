@@ -22,10 +22,12 @@ cdef enum:
     SHORT = 1 << 19
     # From so many on, threads share out the panels.
     WORTH_SHARING = 1 << 18
-    # Panels of W, then the same of R, and so on: see multiply. As many as a single row takes side by side; fewer, which
-    # it takes one by one, from RC_MOSTLY_L3 a thread on.
+    # Panels of W, then the same of R, and so on: see multiply. As many as a single row takes side by side.
     SLICE = 4
+    # From RC_MOSTLY_L3 a thread on, of a single row.
     FAR_SLICE = 2
+    # More rows than these take such weights whole: the kernels fetch the next panel while they take one.
+    FEW = 4
 
 
 # What the threads of a step share; each works on a copy.
@@ -37,12 +39,20 @@ cdef struct Products:
     size_t bytes                       # of W and R
 
 
+cdef ptrdiff_t slice_of(const Products *p, ptrdiff_t panels, int size) noexcept nogil:
+    """How many panels are a slice, for `size` threads that share them out."""
+    cdef ptrdiff_t part = (panels + size - 1) // size
+    if p.bytes <= size * <size_t>RC_MOSTLY_L3 or 1 < p.cell.row_end <= FEW:
+        return min(SLICE, part)
+    return min(FAR_SLICE, part) if p.cell.row_end == 1 else part
+
+
 cdef void multiply(void *context, int rank, int size) noexcept nogil:
     """W x and R h, slice by slice, there in one call and back in the next: of weights larger than a cache, the half
     that a call left there is the half that the next one starts with."""
     cdef Products own = (<Products *>context)[0]
     cdef ptrdiff_t panels = rc_panels(&own.inputs.shape, own.kernels.lanes), begin, end, i
-    cdef ptrdiff_t slice = FAR_SLICE if own.bytes > size * <size_t>RC_MOSTLY_L3 else SLICE
+    cdef ptrdiff_t slice = slice_of(&own, panels, size)
     share((panels + slice - 1) // slice, rank, size, &begin, &end)
     own.inputs.backwards = own.cell.backwards = own.backwards
     for i in range(end - begin):

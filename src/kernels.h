@@ -50,8 +50,8 @@ typedef struct {
     int far;       /* C is written anew and lies beyond L2: its lines are worth fetching before */
 } rc_gemm;
 
-/* Bytes of weights from which on a core reads most of them from L3 at every step. It does so faster in few streams: a
- * single row takes fewer panels side by side. */
+/* Of more bytes of weights a core reads most from L3 at every step: faster in few streams, so that a single row takes
+ * fewer panels side by side. */
 #define RC_MOSTLY_L3 (3 << 20)
 
 /* C (m, n) += A^T X: A (rows, m) with one stride, X (rows, n), both as the user or a gate buffer holds them. One chain

@@ -146,18 +146,19 @@ INLINE void tile(enum kind kind, const int rows, const int panels, const int vec
                  const product *g, const real *b, ptrdiff_t row, ptrdiff_t panel, const real *later, ptrdiff_t step) {
     real *a[MAX_ROWS];
     vf acc[4][MAX_ROWS][4];
-    const int in_blocks = panels == 1 && chains == 1; /* the others never are */
+    const int whole = panels > 1 || chains > 1; /* never in blocks */
+    const int first = whole || g->k_begin == 0, last = whole || g->k_end == g->shape->k;
     rows_of(g->a, row, rows, a);
-    if (in_blocks && g->k_begin > 0) {
-        EACH_VECTOR(p, r, v) acc[0][r][v] = g->sums[row - g->row_begin + r][v];
-    } else {
+    if (first) {
         tile_start(kind, g->job, row, panel, rows, panels, vectors, acc[0]);
+    } else {
+        EACH_VECTOR(p, r, v) acc[0][r][v] = g->sums[row - g->row_begin + r][v];
     }
     UNROLL for (int s = 1; s < chains; s++) {
         UNROLL for (int v = 0; v < vectors; v++) acc[s][0][v] = v_zero();
     }
     if (chains > 1) multiply_cut(vectors, chains, g, a, b, acc);
-    else if (kind == GEMM && panels == 1 && rows > 2 && g->far && g->k_end == g->shape->k && g->k_end >= LONG)
+    else if (kind == GEMM && panels == 1 && rows > 2 && g->far && last && g->k_end - g->k_begin >= LONG)
         multiply_far(rows, vectors, g, a, b, row, panel, acc[0], later, step);
     else multiply_tile(rows, panels, vectors, g, a, b, acc[0], later, step);
     UNROLL for (int v = 0; v < vectors && chains > 1; v++) {
@@ -165,10 +166,10 @@ INLINE void tile(enum kind kind, const int rows, const int panels, const int vec
         *sum = v_add(*sum, acc[1][0][v]);
         if (chains == 4) *sum = v_add(*sum, v_add(acc[2][0][v], acc[3][0][v]));
     }
-    if (in_blocks && g->k_end < g->shape->k) {
-        EACH_VECTOR(p, r, v) g->sums[row - g->row_begin + r][v] = acc[0][r][v];
-    } else {
+    if (last) {
         tile_finish(kind, g->job, row, panel, rows, panels, vectors, acc[0]);
+    } else {
+        EACH_VECTOR(p, r, v) g->sums[row - g->row_begin + r][v] = acc[0][r][v];
     }
 }
 
@@ -258,12 +259,13 @@ static ptrdiff_t panel_after(const product *g, ptrdiff_t panel) {
 /* Weights that a small L2, or a large one beside all else, may have lost since they were read last. */
 #define FAR (1 << 18)
 
-/* The block of k at hand of one panel, whose rows begin at b: all rows, shared out evenly between tiles (32 = 6 6 5 5 5
- * 5). Of far weights the next block comes into L2 meanwhile, all tiles fetching the same part of it, `step` elements for
- * each k: a core has so few lines of L3 under way at once that a burst would have to wait. */
-static void run_block(const tiles *by_rows, const product *g, const real *b, ptrdiff_t panel, ptrdiff_t count,
-                      const real *next, ptrdiff_t step) {
+/* The block of k at hand of one panel: all rows, shared out evenly between `count` tiles (32 = 6 6 5 5 5 5). Of far
+ * weights what comes `next` goes into L2 meanwhile, `step` elements in each k of each tile: a core has so few lines of
+ * L3 under way at once that a burst would have to wait. */
+static void run_block(const tiles *by_rows, const product *g, ptrdiff_t panel, ptrdiff_t count, const real *next,
+                      ptrdiff_t step) {
     const ptrdiff_t rows = g->row_end - g->row_begin, k = g->k_end - g->k_begin;
+    const real *b = panel_of(g, panel);
     next -= g->k_begin * step; /* the tile counts from there */
     for (ptrdiff_t t = 0, row = g->row_begin; row < g->row_end; t++, next += k * step) {
         const ptrdiff_t size = rows / count + (t < rows % count);
@@ -272,9 +274,10 @@ static void run_block(const tiles *by_rows, const product *g, const real *b, ptr
     }
 }
 
-/* Weights that L2 does not hold. */
-#define BEYOND_L2 (3 << 19)
-#define BLOCKED_ROWS 64 /* at most: more read a panel often enough */
+#define BEYOND_L2 (3 << 19) /* bytes of weights that L2 does not hold */
+#define BLOCKED_ROWS 64     /* at most: more read a panel often enough */
+#define L1_BLOCK (33 << 10)
+#define L2_BLOCK (128 << 10)
 
 /* The k of a block of weights that come from beyond L2, all of it where blocks would not pay. What is fetched a whole
  * long panel ahead is gone again when its turn comes, and the few tiles of a small batch wait for L2 unless the first
@@ -282,22 +285,21 @@ static void run_block(const tiles *by_rows, const product *g, const real *b, ptr
  * blocks gain nothing at K 256, and lose a tenth at 1024. */
 static ptrdiff_t block_of(const product *g, const int vectors, ptrdiff_t most, ptrdiff_t count) {
     const ptrdiff_t k = g->shape->k, bytes = k * vectors * (ptrdiff_t)sizeof(vf);
-    const ptrdiff_t size = count <= (most > 6 ? 1 : 4) ? 33 << 10 : 128 << 10, blocks = (bytes + size - 1) / size;
+    const ptrdiff_t size = count <= (most > 6 ? 1 : 4) ? L1_BLOCK : L2_BLOCK, blocks = (bytes + size - 1) / size;
     if (bytes_of(g) < BEYOND_L2 || g->row_end - g->row_begin > BLOCKED_ROWS || blocks <= 3) return k;
     return ((k + blocks - 1) / blocks + 1) & ~(ptrdiff_t)1;
 }
 
-/* A panel block by block: the accumulators wait in `sums`. */
-static __attribute__((noinline)) void run_blocks(const tiles *by_rows, const product *all, const real *b,
-                                                 ptrdiff_t panel, ptrdiff_t count, const real *next, ptrdiff_t step,
-                                                 ptrdiff_t size) {
-    const ptrdiff_t k = all->shape->k, row = vectors_of(all, panel) * LANES;
+/* A panel in blocks of `size`: the accumulators wait in `sums`. */
+static __attribute__((noinline)) void run_blocks(const tiles *by_rows, const product *all, ptrdiff_t panel,
+                                                 ptrdiff_t count, ptrdiff_t size, const real *next, ptrdiff_t step) {
+    const ptrdiff_t k = all->shape->k, columns = vectors_of(all, panel) * LANES;
     vf sums[BLOCKED_ROWS][4];
     product g = *all;
     g.sums = sums;
     for (g.k_begin = 0; g.k_begin < k; g.k_begin = g.k_end) {
         g.k_end = k - g.k_begin < size ? k : g.k_begin + size;
-        run_block(by_rows, &g, b, panel, count, g.k_end < k ? b + g.k_end * row : next, step);
+        run_block(by_rows, &g, panel, count, g.k_end < k ? panel_of(all, panel) + g.k_end * columns : next, step);
     }
 }
 
@@ -310,9 +312,9 @@ static void run_panel(const tiles *by_rows, const product *g, ptrdiff_t panel) {
     const int fetch = bytes_of(g) > FAR && (count > 1 || rows > WIDE_ROWS);
     const ptrdiff_t step = fetch ? (vectors * LANES + count - 1) / count : 0; /* a tile's part of a row of k */
     const ptrdiff_t k = g->shape->k, size = fetch ? block_of(g, vectors, most, count) : k;
-    const real *b = panel_of(g, panel), *next = panel_of(g, panel_after(g, panel));
-    if (size < k) run_blocks(by_rows, g, b, panel, count, next, step, size);
-    else run_block(by_rows, g, b, panel, count, next, step);
+    const real *next = panel_of(g, panel_after(g, panel));
+    if (size < k) run_blocks(by_rows, g, panel, count, size, next, step);
+    else run_block(by_rows, g, panel, count, next, step);
 }
 
 /* The cells of a small layer, whose k is cut into chains, take their rows one by one. */

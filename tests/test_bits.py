@@ -142,15 +142,16 @@ def test_threads_on_work_worth_sharing(kind, threads):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_steps_of_large_cells(kind, threads):
-    """Weights of which a step reads most from L3 come in other slices."""
-    sizes = {"input_size": 600, "hidden_size": 600, "num_layers": 1, "proj_size": 0, "T": 4, "B": 1}
-    case = Case.random(kind, 7, **sizes, bidirectional=False, lengths=None)
-    layer = case.layer()
-    x, state, _, _ = case.arrays()
-    want = run(layer, x, state)
-    for n in (1, 2):
-        threads(n)
-        check_cells(case, layer, x, state, want)
+    """Weights of which a step reads most from L3 come in other slices, or whole."""
+    sizes = {"input_size": 900, "hidden_size": 900, "num_layers": 1, "proj_size": 0, "T": 3}
+    for B in (1, 3, 6):
+        case = Case.random(kind, 7, **sizes, B=B, bidirectional=False, lengths=None)
+        layer = case.layer()
+        x, state, _, _ = case.arrays()
+        want = run(layer, x, state)
+        for n in (1, 2):
+            threads(n)
+            check_cells(case, layer, x, state, want)
 
 
 @pytest.mark.parametrize("kind", KINDS)
