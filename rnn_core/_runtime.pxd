@@ -18,6 +18,12 @@ cdef int run(rc_task task, void *ctx, int want) noexcept nogil
 # The same with prepare(ctx, size) before, on the caller's thread: `size` may be smaller than `want` (the pool is busy,
 # or another thread has just lowered the number of threads), so barriers and shares of work can be set up only there.
 cdef int run_prepared(rc_prepare prepare, rc_task task, void *ctx, int want) noexcept nogil
+# `want`, or 1 while that team sleeps: to ask before a run of less than BRIEF multiply-adds, which would be over before
+# it woke. See pool.h.
+cdef enum:
+    BRIEF = 1 << 22
+cdef int awake(int want) noexcept nogil
+cdef void set_eager(bint eager) noexcept nogil
 # The largest team of a run.
 cdef int num_threads() noexcept nogil
 cdef void barrier_init(rc_barrier *barrier, int size) noexcept nogil

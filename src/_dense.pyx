@@ -8,7 +8,7 @@ cimport numpy as cnp
 
 import numpy as np
 
-from rnn_core._runtime cimport fp_begin, fp_end, kernels_f32, kernels_f64, run
+from rnn_core._runtime cimport awake, fp_begin, fp_end, kernels_f32, kernels_f64, run
 
 cnp.import_array()
 
@@ -17,6 +17,7 @@ cdef enum:
 
 cdef double KEEP_GIL = 10e3      # ns; a call under this keeps the GIL: taking it back can cost a scheduler quantum
 cdef double THREAD_WORTH = 8e3   # ns of work that pay for another thread
+cdef double WAKING_WORTH = 80e3  # and for one that has to be woken
 
 
 cdef const rc_dense *table(bint single) noexcept nogil:
@@ -26,6 +27,8 @@ cdef const rc_dense *table(bint single) noexcept nogil:
 cdef void launch(rc_task task, void *ctx, double nanoseconds, bint single) noexcept:
     cdef unsigned control = 0
     cdef int want = <int> (nanoseconds / THREAD_WORTH) if nanoseconds < 1e9 else 1 << 16
+    if nanoseconds < WAKING_WORTH:
+        want = awake(want)
     if single:
         control = fp_begin()
     if nanoseconds < KEEP_GIL:

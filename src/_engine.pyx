@@ -36,7 +36,7 @@ cdef enum:
     # backward, whatever the threads, those whose part of the weights' gradients is summed at once.
     CHUNK_TOKENS = 256
     # Below this many multiply-adds a step and thread, a barrier costs more than another thread saves.
-    WORTH_A_THREAD = 5 << 12
+    WORTH_A_THREAD = 1 << 14
 
 
 cdef Block reuse(list blocks, size_t least, size_t most):

@@ -5,7 +5,7 @@ from rnn_core._forward cimport Pass, forward_chunks
 from rnn_core._kernels cimport *
 from rnn_core._plan cimport Batch, Team, View, clear_padding, equally_long, meet, rc_stop_asked, \
     rc_stop_init, rows_at, share, token
-from rnn_core._runtime cimport barrier_init, fp_begin, fp_end, raise_pending, run_prepared
+from rnn_core._runtime cimport BRIEF, awake, barrier_init, fp_begin, fp_end, raise_pending, run_prepared
 from rnn_core._variants cimport multiply_rows
 
 cdef enum:
@@ -155,6 +155,8 @@ cdef void run_team(Call *call, task work, int threads) noexcept nogil:
 cdef int run_call(Call *call, task work, int threads, double multiplications) except -1:
     """The whole call, without the GIL unless it is over before another thread could make use of it."""
     call.look_every = <int>min(STEPS_A_LOOK, 1 + WORTH_A_LOOK / (1 + multiplications / max(1, call.batch.steps)))
+    if multiplications < BRIEF:
+        threads = awake(threads)
     if multiplications < WORTH_RELEASING:
         run_team(call, work, threads)
     else:

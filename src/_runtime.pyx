@@ -26,6 +26,8 @@ cdef extern from "pool.h":
     unsigned rc_pool_epoch() nogil
     int rc_pool_run(rc_task task, void *ctx, int want) nogil
     int rc_pool_run_prepared(rc_prepare prepare, rc_task task, void *ctx, int want) nogil
+    int rc_pool_awake(int want) nogil
+    void rc_pool_set_eager(int eager) nogil
     void rc_barrier_init(rc_barrier *barrier, int size) nogil
     void rc_barrier_wait(rc_barrier *barrier) nogil
 
@@ -65,6 +67,14 @@ cdef int run(rc_task task, void *ctx, int want) noexcept nogil:
 
 cdef int run_prepared(rc_prepare prepare, rc_task task, void *ctx, int want) noexcept nogil:
     return rc_pool_run_prepared(prepare, task, ctx, want)
+
+
+cdef int awake(int want) noexcept nogil:
+    return rc_pool_awake(want)
+
+
+cdef void set_eager(bint eager) noexcept nogil:
+    rc_pool_set_eager(eager)
 
 
 cdef int num_threads() noexcept nogil:

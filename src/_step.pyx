@@ -13,7 +13,7 @@ cimport numpy as cnp
 from rnn_core._kernels cimport *
 from rnn_core._parameters cimport stamp
 from rnn_core._plan cimport Block, Direction, Weights, block, padded, product_job, rows_at, share, whole
-from rnn_core._runtime cimport fp_begin, fp_end, kernels_f32, num_threads, run
+from rnn_core._runtime cimport BRIEF, awake, fp_begin, fp_end, kernels_f32, num_threads, run
 
 cnp.import_array()
 
@@ -21,7 +21,7 @@ cdef enum:
     # Multiply-adds of about 10 microseconds: a longer step lets go of the GIL.
     SHORT = 1 << 19
     # From so many on, threads share out the panels.
-    WORTH_SHARING = 1 << 18
+    WORTH_SHARING = 1 << 14
     # Panels of W, then the same of R, and so on: see multiply. As many as a single row takes side by side.
     SLICE = 4
     # From RC_MOSTLY_L3 a thread on, of a single row.
@@ -187,6 +187,8 @@ cdef class Stepper:
         cdef float *from_c = <float *>cnp.PyArray_DATA(c) if lstm else NULL
         cdef float *to_h = <float *>cnp.PyArray_DATA(out_h)
         cdef float *to_c = <float *>cnp.PyArray_DATA(out_c) if lstm else NULL
+        if work < BRIEF:
+            threads = awake(threads)
         if work <= SHORT:
             self.compute(from_x, from_h, from_c, to_h, to_c, threads)
             return True

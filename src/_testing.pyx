@@ -7,8 +7,8 @@ cimport numpy as cnp
 
 from rnn_core._kernels cimport rc_kernels
 from rnn_core._runtime cimport (
-    barrier_init, barrier_wait, fp_begin, fp_end, kernels_f32, kernels_f64, raise_pending, rc_barrier, run,
-    run_prepared, tick,
+    awake, barrier_init, barrier_wait, fp_begin, fp_end, kernels_f32, kernels_f64, raise_pending, rc_barrier, run,
+    run_prepared, set_eager, tick,
 )
 
 cnp.import_array()
@@ -88,6 +88,16 @@ def team_threads(int want):
     threads = [cells[i].thread for i in range(size)]
     free(cells)
     return threads
+
+
+def wake_for_all(bint yes):
+    """Whether brief calls, too, wake the threads that they would share their work with."""
+    set_eager(yes)
+
+
+def team_awake(int want):
+    """`want`, or 1 while the team sleeps; see rc_pool_awake."""
+    return awake(want)
 
 
 def team_sums(int want, int steps):

@@ -1,3 +1,6 @@
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE /* threads' affinity */
+#endif
 #include "pool.h"
 
 #include <sched.h>
@@ -27,8 +30,14 @@ typedef struct {
     void *ctx;
     alignas(RC_CACHE_LINE) _Atomic unsigned done; /* number of the last run finished; the worker writes it */
     alignas(RC_CACHE_LINE) _Atomic int asleep;
-    pthread_mutex_t lock;
+    pthread_mutex_t lock; /* of all that follows */
     pthread_cond_t wake;
+    int roused; /* told to wake up though there is no run yet */
+    int displaced; /* from its waker's core */
+    pthread_t thread;
+#ifdef __linux__
+    cpu_set_t allowed; /* the cores that it goes back to */
+#endif
 } worker;
 
 static worker workers[RC_MAX_THREADS - 1];
@@ -39,6 +48,8 @@ static struct {
     alignas(RC_CACHE_LINE) _Atomic int threads;
     _Atomic int cores;
     _Atomic unsigned epoch; /* forks between the first process and this one */
+    _Atomic double alone_at; /* when the last brief run found its team asleep */
+    _Atomic int eager;       /* brief runs wake it all the same */
     alignas(RC_CACHE_LINE) _Atomic int caller_asleep;
     pthread_mutex_t lock;
     pthread_cond_t finished;
@@ -50,6 +61,13 @@ static void reset_lock(pthread_mutex_t *lock, pthread_cond_t *condition)
     static const pthread_cond_t fresh_condition = PTHREAD_COND_INITIALIZER;
     *lock = fresh_lock;
     *condition = fresh_condition;
+}
+
+static void forget_sleep(worker *w)
+{
+    atomic_store(&w->asleep, 0);
+    w->roused = w->displaced = 0;
+    reset_lock(&w->lock, &w->wake);
 }
 
 /* ---- waiting: first awake for a bounded while, then asleep ---- */
@@ -93,6 +111,8 @@ static inline int try_again(patience *p, int crowded)
 static void after_fork_in_child(void)
 {
     atomic_fetch_add(&pool.epoch, 1);
+    for (int i = 0; i < pool.created; i++)
+        forget_sleep(&workers[i]);
     pool.created = 0;
     atomic_store(&pool.caller_asleep, 0);
     reset_lock(&pool.lock, &pool.finished);
@@ -124,29 +144,74 @@ unsigned rc_pool_epoch(void)
 
 /* ---- workers ---- */
 
+/* Linux often starts or wakes a thread on the core of the one that does so, even if another core is idle, and takes
+ * some 5 ms to move it, in which the two take turns. So a worker is kept off this core until it has begun to run. */
+#ifdef __linux__
+static void displace(worker *w)
+{
+    const int here = sched_getcpu();
+    if (here < 0 || here >= CPU_SETSIZE || pthread_getaffinity_np(w->thread, sizeof w->allowed, &w->allowed))
+        return;
+    cpu_set_t others = w->allowed;
+    CPU_CLR(here, &others);
+    w->displaced = CPU_COUNT(&others) > 0 && !pthread_setaffinity_np(w->thread, sizeof others, &others);
+}
+
+static void replace(worker *w)
+{
+    if (w->displaced)
+        pthread_setaffinity_np(w->thread, sizeof w->allowed, &w->allowed);
+    w->displaced = 0;
+}
+#else
+static void displace(worker *w)
+{
+    (void)w;
+}
+
+static void replace(worker *w)
+{
+    (void)w;
+}
+#endif
+
+/* With `run` 0 for a run that may come soon. */
+static void wake_up(worker *w, int crowded, int run)
+{
+    pthread_mutex_lock(&w->lock);
+    if (!crowded && atomic_load(&w->asleep) && !w->displaced)
+        displace(w);
+    w->roused = !run;
+    pthread_cond_signal(&w->wake);
+    pthread_mutex_unlock(&w->lock);
+}
+
 /* Sleep and wake follow one pattern everywhere: the sleeper announces itself, then looks at the word again; the waker
  * writes the word, then looks for the announcement. All four are sequentially consistent, so that at least one of the
  * two sees the other. */
-static void sleep_until_ticket(worker *w, unsigned seen)
+static void sleep_until_told(worker *w, unsigned seen)
 {
     pthread_mutex_lock(&w->lock);
     atomic_store(&w->asleep, 1);
-    while (atomic_load(&w->ticket) == seen)
+    while (atomic_load(&w->ticket) == seen && !w->roused)
         pthread_cond_wait(&w->wake, &w->lock);
+    w->roused = 0;
+    replace(w);
     atomic_store(&w->asleep, 0);
     pthread_mutex_unlock(&w->lock);
 }
 
 static unsigned wait_for_ticket(worker *w, unsigned seen, int crowded)
 {
-    patience p = {0, 0};
-    do {
-        unsigned ticket = atomic_load_explicit(&w->ticket, memory_order_acquire);
-        if (ticket != seen)
-            return ticket;
-    } while (try_again(&p, crowded));
-    sleep_until_ticket(w, seen);
-    return atomic_load_explicit(&w->ticket, memory_order_acquire);
+    for (;;) {
+        patience p = {0, 0};
+        do {
+            unsigned ticket = atomic_load_explicit(&w->ticket, memory_order_acquire);
+            if (ticket != seen)
+                return ticket;
+        } while (try_again(&p, crowded));
+        sleep_until_told(w, seen);
+    }
 }
 
 static void *worker_main(void *arg)
@@ -154,6 +219,9 @@ static void *worker_main(void *arg)
     worker *w = arg;
     unsigned ticket = 0;
     int crowded = 1;
+    pthread_mutex_lock(&w->lock);
+    replace(w);
+    pthread_mutex_unlock(&w->lock);
     for (;;) {
         ticket = wait_for_ticket(w, ticket, crowded);
         crowded = w->crowded; /* read before `done` is written: after that the line is the next caller's */
@@ -170,9 +238,8 @@ static void *worker_main(void *arg)
 }
 
 /* Signals are for the program's own threads: all are blocked in workers. */
-static int start_worker(worker *w)
+static int start_worker(worker *w, int crowded)
 {
-    pthread_t thread;
     pthread_attr_t attributes;
     sigset_t all, before;
     if (pthread_attr_init(&attributes))
@@ -181,7 +248,11 @@ static int start_worker(worker *w)
     pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);
-    int failed = pthread_create(&thread, &attributes, worker_main, w);
+    pthread_mutex_lock(&w->lock);
+    int failed = pthread_create(&w->thread, &attributes, worker_main, w);
+    if (!failed && !crowded)
+        displace(w);
+    pthread_mutex_unlock(&w->lock);
     pthread_sigmask(SIG_SETMASK, &before, 0);
     pthread_attr_destroy(&attributes);
     return failed ? -1 : 0;
@@ -190,14 +261,14 @@ static int start_worker(worker *w)
 /* Grows the pool to `size` - 1 workers; returns the size of the team that there is. */
 static int gather(int size)
 {
+    const int crowded = is_crowded(size);
     while (pool.created < size - 1) {
         worker *w = &workers[pool.created];
         w->rank = pool.created + 1;
         atomic_store(&w->ticket, 0);
         atomic_store(&w->done, 0);
-        atomic_store(&w->asleep, 0);
-        reset_lock(&w->lock, &w->wake);
-        if (start_worker(w))
+        forget_sleep(w);
+        if (start_worker(w, crowded))
             return pool.created + 1;
         pool.created++;
     }
@@ -214,11 +285,8 @@ static void hand_over(worker *w, rc_task task, void *ctx, int size, int crowded,
     w->crowded = crowded;
     w->fp = fp;
     atomic_fetch_add(&w->ticket, 1);
-    if (atomic_load(&w->asleep)) {
-        pthread_mutex_lock(&w->lock);
-        pthread_cond_signal(&w->wake);
-        pthread_mutex_unlock(&w->lock);
-    }
+    if (atomic_load(&w->asleep))
+        wake_up(w, crowded, 1);
 }
 
 static int has_finished(worker *w)
@@ -278,6 +346,31 @@ int rc_pool_run_prepared(rc_prepare prepare, rc_task task, void *ctx, int want)
         join_worker(&workers[i], crowded);
     atomic_store(&pool.busy, 0);
     return size;
+}
+
+/* ---- brief runs ---- */
+
+void rc_pool_set_eager(int eager)
+{
+    atomic_store(&pool.eager, eager);
+}
+
+int rc_pool_awake(int want)
+{
+    int size = rc_pool_threads(), asleep = 0;
+    if (want < size)
+        size = want;
+    const int crowded = is_crowded(size);
+    for (int i = 0; i < size - 1; i++)
+        asleep |= atomic_load(&workers[i].asleep);
+    if (!asleep || atomic_load_explicit(&pool.eager, memory_order_relaxed))
+        return want;
+    const double now = rc_precise_seconds(), before = atomic_exchange(&pool.alone_at, now);
+    for (int i = 0; i < size - 1 && now - before < SPIN_SECONDS && !crowded; i++) {
+        if (atomic_load(&workers[i].asleep))
+            wake_up(&workers[i], crowded, 0);
+    }
+    return 1;
 }
 
 /* ---- barrier ---- */

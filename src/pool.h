@@ -39,6 +39,13 @@ int rc_pool_run(rc_task task, void *ctx, int want);
 typedef void (*rc_prepare)(void *ctx, int size);
 int rc_pool_run_prepared(rc_prepare prepare, rc_task task, void *ctx, int want);
 
+/* Before a run that would be over sooner than a sleeping thread wakes up: `want`, or 1 if one of its team sleeps. Where
+ * such runs follow each other within the while that threads stay awake, these are woken for the next ones. */
+int rc_pool_awake(int want);
+
+/* For tests, in which small work has to meet all threads: rc_pool_awake gives `want` whoever sleeps. */
+void rc_pool_set_eager(int eager);
+
 /* A barrier for a team or a part of one; any number of them, each with its own members, may be in use at once.
  * It lives in its owner's memory (any alignment that malloc gives), needs no destruction, and must outlive the run that
  * uses it. What any member wrote before the wait is seen by all after it. */

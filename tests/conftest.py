@@ -3,6 +3,9 @@
 import pytest
 
 import rnn_core as rc
+from rnn_core import _testing
+
+_testing.wake_for_all(True)  # what is small enough for a test would often find its threads asleep and leave them so
 
 
 @pytest.fixture

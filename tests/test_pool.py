@@ -7,15 +7,17 @@ import sys
 import threading
 import time
 
+import numpy as np
 import pytest
 
 import rnn_core as rc
-from rnn_core import _testing
+from rnn_core import _runtime, _testing
 
 STEPS = 200
 ONE_SUM = STEPS * (STEPS + 1) // 2
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="no os.fork")
+needs_cores = pytest.mark.skipif(_runtime.cores() < 2, reason="one core: a team waits asleep")
 # Python warns of forks beside threads, which is what these tests are about.
 fork_on_purpose = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 
@@ -133,6 +135,84 @@ def test_an_idle_pool_uses_no_cpu(threads):
     before = time.process_time()
     time.sleep(0.5)
     assert time.process_time() - before < 0.1  # a spinning worker would use 0.5
+
+
+def falls_asleep(seconds=10):
+    """Whether a team of two sleeps within so long, asked too seldom to wake it."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        time.sleep(0.01)
+        if _testing.team_awake(2) == 1:
+            return True
+    return False
+
+
+def wakes_up(seconds=10):
+    """Whether a team of two that is asked again and again wakes within so long."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        if _testing.team_awake(2) == 2:
+            return True
+    return False
+
+
+@pytest.fixture
+def sleepers():
+    """Brief runs leave a sleeping team alone, as outside the tests."""
+    _testing.wake_for_all(False)
+    yield
+    _testing.wake_for_all(True)
+
+
+@needs_cores
+@pytest.mark.usefixtures("sleepers")
+def test_brief_runs_wake_a_team_only_if_they_follow_each_other(threads):
+    threads(2)
+    march_in_twos()
+    assert _testing.team_awake(1) == 1
+    assert _testing.team_awake(2) == 2
+    assert falls_asleep()
+    time.sleep(0.01)
+    assert _testing.team_awake(2) == 1
+    assert wakes_up()
+    march_in_twos()
+    assert falls_asleep()
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="needs Linux's /proc")
+def test_a_woken_thread_may_run_on_all_cores_again(threads):
+    threads(2)
+    for _ in range(3):
+        march_in_twos()
+        masks = [os.sched_getaffinity(int(task)) for task in os.listdir("/proc/self/task")]
+        assert all(mask == masks[0] for mask in masks)
+        time.sleep(0.02)
+
+
+@needs_cores
+@pytest.mark.usefixtures("sleepers")
+def test_the_bits_do_not_depend_on_who_is_awake(threads):
+    threads(2)
+    layer, x = rc.LSTM(64, 64, seed=0), np.ones((20, 1, 64), np.float32)
+    march_in_twos()
+    shared = layer(x)[0]
+    assert falls_asleep()
+    np.testing.assert_array_equal(layer(x)[0], shared)
+
+
+@needs_fork
+@fork_on_purpose
+@pytest.mark.usefixtures("sleepers")
+def test_a_child_of_a_process_whose_team_sleeps_has_a_team(threads):
+    threads(2)
+    march_in_twos()
+    falls_asleep()
+
+    def part():
+        assert _testing.team_awake(2) == 2  # there is none yet: made, not woken
+        march_in_twos()
+
+    assert child_status(part) == 0
 
 
 def test_workers_flush_denormals_as_their_caller_does(threads):

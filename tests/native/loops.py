@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 
 import rnn_core as rc
+from rnn_core import _testing
 
 # T, B, I, H, L, bidirectional: threads share out sequences or hidden units, of one or two groups, in one chunk or more
 SHAPES = [
@@ -34,6 +35,7 @@ def train(layer, x, lengths=None, **options):
 
 def main():
     rng = np.random.default_rng(0)
+    _testing.wake_for_all(True)
 
     def normal(*shape):
         return rng.standard_normal(shape, dtype=np.float32)

@@ -154,6 +154,37 @@ static void test_workers_take_the_callers_fp_control(void)
 }
 
 /* Runs the child's part and expects it to end well within the time. */
+/* A sleeping team is woken by brief runs that follow each other closely, by a run, and by several callers at once. */
+static void *be_brief(void *unused)
+{
+    (void)unused;
+    for (int i = 0; i < 200; i++) {
+        long marks[MOST] = {0};
+        CHECK(rc_pool_run(mark, marks, rc_pool_awake(2)) <= 2);
+        CHECK(marks[0] == 1);
+        if (i % 20 == 0)
+            usleep(1000);
+    }
+    return 0;
+}
+
+static void test_brief_runs(void)
+{
+    pthread_t others[3];
+    rc_pool_set_threads(2);
+    march_with(2);
+    CHECK(rc_pool_awake(1) == 1);
+    for (int tries = 0; rc_pool_awake(2) == 2; tries++) {
+        CHECK(tries < 1000);
+        usleep(5000);
+    }
+    CHECK(march_with(2) == 2);
+    for (int i = 0; i < 3; i++)
+        CHECK(pthread_create(&others[i], 0, be_brief, 0) == 0);
+    for (int i = 0; i < 3; i++)
+        CHECK(pthread_join(others[i], 0) == 0);
+}
+
 static void in_child(void (*part)(void))
 {
     pid_t child = fork();
@@ -249,6 +280,7 @@ int main(void)
     test_nested_run_is_alone();
     test_many_callers();
     test_workers_take_the_callers_fp_control();
+    test_brief_runs();
 #if !defined(__SANITIZE_THREAD__)
     in_child(march_in_threes);
     test_fork_while_another_thread_is_inside();
