@@ -131,12 +131,10 @@ class Cell(Module):
 
         With float32, C-contiguous (B, I) and (B, H) arrays it allocates nothing.
         """
-        raise NotImplementedError
-
-    def _stepping(self) -> Stepper:
         if self._stepper is None:
             self._stepper = Stepper(self._buffers, self._weights)
-        return self._stepper
+        stepped = self._stepper.step(x, state, out)
+        return self._slow_step(x, state, out) if stepped is None else stepped
 
     def _slow_step(self, x: ArrayLike, state: State, out: State) -> State:
         """Any arguments that are valid, and the errors for those that are not."""
@@ -174,17 +172,7 @@ class Cell(Module):
         return f"{self.input_size}, {self.hidden_size}" + ("" if self.bias else ", bias=False")
 
 
-class _OneState(Cell):
-    """Cells whose state is h alone."""
-
-    def step(self, x: ArrayLike, state: State, *, out: State = None) -> State:
-        stepped = self._stepping().step(x, state, None, out, None)
-        return self._slow_step(x, state, out) if stepped is None else stepped
-
-    step.__doc__ = Cell.step.__doc__
-
-
-class RNNCell(_OneState):
+class RNNCell(Cell):
     """One step of `RNN`: h' = tanh(W x + b_ih + R h + b_hh), or max(0, .) with nonlinearity="relu"."""
 
     def __init__(self, input_size: int, hidden_size: int, *, nonlinearity: str = "tanh", **options: Any) -> None:
@@ -197,7 +185,7 @@ class RNNCell(_OneState):
         return f"rnn_{self.nonlinearity}"
 
 
-class GRUCell(_OneState):
+class GRUCell(Cell):
     """One step of `GRU`; reset_after=False is Cho's original."""
 
     _gates = 3
@@ -224,14 +212,3 @@ class LSTMCell(Cell):
         if not isinstance(state, (tuple, list)) or len(state) != 2:
             raise TypeError(f"{name}: expected a pair (h, c), got {type(state).__name__}")
         return ((f"{name} h", state[0]), (f"{name} c", state[1]))
-
-    def step(self, x: ArrayLike, state: State, *, out: State = None) -> State:
-        to = (None, None) if out is None else out
-        if type(state) is tuple and type(to) is tuple and len(state) == len(to) == 2:
-            if out is None or to[0] is not to[1]:
-                stepped = self._stepping().step(x, state[0], state[1], to[0], to[1])
-                if stepped is not None:
-                    return out or stepped
-        return self._slow_step(x, state, out)
-
-    step.__doc__ = Cell.step.__doc__

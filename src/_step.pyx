@@ -20,8 +20,8 @@ cnp.import_array()
 cdef enum:
     # Multiply-adds of about 10 microseconds: a longer step lets go of the GIL.
     SHORT = 1 << 19
-    # From so many on, threads share out the panels.
-    WORTH_SHARING = 1 << 14
+    # For so many another thread is worth its hand-over.
+    WORTH_A_THREAD = 1 << 13
     # Panels of W, then the same of R, and so on: see multiply. As many as a single row takes side by side.
     SLICE = 4
     # From RC_MOSTLY_L3 a thread on, of a single row.
@@ -77,6 +77,10 @@ cdef bint fits(object array, int dims, ptrdiff_t rows, ptrdiff_t columns, bint w
 cdef bint is_state(object array) noexcept:
     """An array of one layer's states (1, B, units), as far as its rank and first axis tell."""
     return cnp.PyArray_CheckExact(array) and cnp.PyArray_NDIM(array) == 3 and cnp.PyArray_DIM(array, 0) == 1
+
+
+cdef inline bint is_pair(object state) noexcept:
+    return type(state) is tuple and len(<tuple>state) == 2
 
 
 cdef class Stepper:
@@ -173,10 +177,10 @@ cdef class Stepper:
     cdef bint do_step(self, x, h, c, out_h, out_c):
         """False (and nothing done) if an array does not fit. Only after is_ready."""
         cdef Direction *d = self.weights.directions
-        cdef ptrdiff_t rows = self.rows
+        cdef ptrdiff_t rows = self.rows, lanes = self.weights.kernels.lanes
         cdef bint lstm = d.cell == RC_LSTM
-        cdef ptrdiff_t work = rows * rc_row_size(&d.w, self.weights.kernels.lanes) * (d.inputs + d.units)
-        cdef int threads = num_threads() if work > WORTH_SHARING else 1
+        cdef ptrdiff_t work = rows * rc_row_size(&d.w, lanes) * (d.inputs + d.units)
+        cdef int threads = <int>max(1, min(num_threads(), work // WORTH_A_THREAD, rc_panels(&d.w, lanes)))
         if not fits(x, self.dims, rows, d.inputs, False) or not fits(h, self.dims, rows, d.units, False) \
                 or not fits(out_h, self.dims, rows, d.units, True):
             return False
@@ -198,21 +202,29 @@ cdef class Stepper:
         self.busy = False
         return True
 
-    def step(self, x, h, c, out_h, out_c):
-        """A cell's step: the state after it, which is out_h (with out_c for an LSTM), or new arrays where that is None.
-        None, and nothing done, if something does not fit. c and out_c: None but for an LSTM. out_h may be h and out_c
-        may be c."""
+    def step(self, x, state, out):
+        """A cell's step: `out`, with the state after it, or a new one where that is None. None, and nothing done, if
+        something does not fit. A state is h, an LSTM's the tuple (h, c); `out` may be `state`."""
         if not cnp.PyArray_CheckExact(x) or cnp.PyArray_NDIM(x) != 2 or not self.is_ready(cnp.PyArray_DIM(x, 0)):
             return None
         cdef bint lstm = self.weights.directions.cell == RC_LSTM
         cdef cnp.npy_intp shape[2]
-        if out_h is None and out_c is None:
-            shape[0], shape[1] = self.rows, self.weights.directions.units
-            out_h = cnp.PyArray_EMPTY(2, shape, cnp.NPY_FLOAT32, 0)
-            out_c = cnp.PyArray_EMPTY(2, shape, cnp.NPY_FLOAT32, 0) if lstm else None
-        if not self.do_step(x, h, c, out_h, out_c):
+        if lstm and not is_pair(state):
             return None
-        return (out_h, out_c) if lstm else out_h
+        if out is None:
+            shape[0], shape[1] = self.rows, self.weights.directions.units
+            out = cnp.PyArray_EMPTY(2, shape, cnp.NPY_FLOAT32, 0)
+            if lstm:
+                out = out, cnp.PyArray_EMPTY(2, shape, cnp.NPY_FLOAT32, 0)
+        h, c, out_h, out_c = state, None, out, None
+        if lstm:
+            if not is_pair(out):
+                return None
+            h, c = <tuple>state
+            out_h, out_c = <tuple>out
+            if out_h is out_c:
+                return None
+        return out if self.do_step(x, h, c, out_h, out_c) else None
 
     def layer_step(self, x, state, bint batch_first):
         """(y, state) of a layer whose sequences have one step; None where that is not so or something does not fit."""
@@ -225,9 +237,9 @@ cdef class Stepper:
         cdef bint lstm = self.weights.directions.cell == RC_LSTM
         h = c = self.zeros
         if lstm and state is not None:
-            if type(state) is not tuple or len(state) != 2:
+            if not is_pair(state):
                 return None
-            h, c = state
+            h, c = <tuple>state
         elif state is not None:
             h = state
         if not is_state(h) or lstm and not is_state(c):

@@ -98,7 +98,7 @@ def test_a_step_that_packs_leaves_the_memory_of_one_that_runs():
 
     def pack():
         if not running and stepper is not None:  # the second call: another thread's step comes in between
-            running.append(threading.Thread(target=stepper.step, args=(x, h, None, found, None)))
+            running.append(threading.Thread(target=stepper.step, args=(x, h, found)))
             running[0].start()
             while running[0].is_alive() and not stepper.busy:
                 time.sleep(0)
@@ -106,10 +106,10 @@ def test_a_step_that_packs_leaves_the_memory_of_one_that_runs():
 
     stepper = None
     made = Stepper(cell._buffers, pack)
-    assert made.step(x, h, None, found, None) is found
+    assert made.step(x, h, found) is found
     stepper = made
     out = np.empty_like(small)
-    assert stepper.step(small, small, None, out, None) is None  # left to the general path
+    assert stepper.step(small, small, out) is None  # left to the general path
     running[0].join()
     np.testing.assert_array_equal(found, want)
 
