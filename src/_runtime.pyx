@@ -16,6 +16,7 @@ cdef extern from "cpu.h":
     unsigned rc_fp_standard() nogil
 
 cdef extern from "dispatch.h":
+    ptrdiff_t rc_l1_bytes
     const rc_kernels *rc_pick_f32(int isa)
     const rc_kernels *rc_pick_f64()
 
@@ -101,6 +102,11 @@ cdef size_t cache_bytes(int level) noexcept nogil:
     return cache_sizes[level]
 
 
+cdef void set_l1_bytes(ptrdiff_t count) noexcept:
+    global rc_l1_bytes
+    rc_l1_bytes = count
+
+
 cdef int check_signals() noexcept nogil:
     """Run Python's signal handlers now; -1 if one raised. Handlers are Python code: they see denormals as usual.
 
@@ -178,6 +184,7 @@ table_f32 = rc_pick_f32(ISAS.index(_isa))
 table_f64 = rc_pick_f64()
 for _level in (1, 2, 3):
     cache_sizes[_level] = rc_cache_bytes(_level)
+set_l1_bytes(cache_sizes[1])
 # A process that has not loaded `threading` has one thread; to load it here would cost every import a millisecond.
 main_thread = sys.modules["threading"].main_thread().ident if "threading" in sys.modules else get_ident()
 if hasattr(os, "register_at_fork"):  # the thread that forks is the child's main thread

@@ -8,7 +8,7 @@ cimport numpy as cnp
 from rnn_core._kernels cimport rc_kernels
 from rnn_core._runtime cimport (
     awake, barrier_init, barrier_wait, fp_begin, fp_end, kernels_f32, kernels_f64, raise_pending, rc_barrier, run,
-    run_prepared, set_eager, tick,
+    run_prepared, set_eager, set_l1_bytes, tick,
 )
 
 cnp.import_array()
@@ -93,6 +93,11 @@ def team_threads(int want):
 def wake_for_all(bint yes):
     """Whether brief calls, too, wake the threads that they would share their work with."""
     set_eager(yes)
+
+
+def assume_l1(Py_ssize_t count):
+    """What the kernels take for the bytes of the first data cache."""
+    set_l1_bytes(count)
 
 
 def team_awake(int want):

@@ -2,6 +2,8 @@
 
 #include "cpu.h"
 
+ptrdiff_t rc_l1_bytes = 32 << 10;
+
 const rc_kernels *rc_pick_f32(int isa)
 {
 #if defined(RC_HAVE_AVX512)

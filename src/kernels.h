@@ -181,6 +181,9 @@ typedef struct {
     const struct rc_dense *dense; /* losses, optimisers, embedding, dropout: dense.h */
 } rc_kernels;
 
+/* Bytes of the first data cache of a core: to be set before the kernels run. No result depends on it. */
+extern ptrdiff_t rc_l1_bytes;
+
 extern const rc_kernels rc_kernels_generic, rc_kernels_f64;
 #if defined(__x86_64__)
 extern const rc_kernels rc_kernels_avx2, rc_kernels_avx512;

@@ -5,6 +5,7 @@ import pytest
 import rnn_core as rc
 from rnn_core import _testing
 
+_testing.assume_l1(48 << 10)  # with less, large weights are not taken in blocks
 _testing.wake_for_all(True)  # what is small enough for a test would often find its threads asleep and leave them so
 
 
