@@ -23,6 +23,7 @@ cdef int run_prepared(rc_prepare prepare, rc_task task, void *ctx, int want) noe
 cdef enum:
     BRIEF = 1 << 22
 cdef int awake(int want) noexcept nogil
+# For tests: awake() gives `want` whoever sleeps.
 cdef void set_eager(bint eager) noexcept nogil
 # The largest team of a run.
 cdef int num_threads() noexcept nogil

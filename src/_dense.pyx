@@ -27,13 +27,13 @@ cdef const rc_dense *table(bint single) noexcept nogil:
 cdef void launch(rc_task task, void *ctx, double nanoseconds, bint single) noexcept:
     cdef unsigned control = 0
     cdef int want = <int> (nanoseconds / THREAD_WORTH) if nanoseconds < 1e9 else 1 << 16
-    if nanoseconds < WAKING_WORTH:
-        want = awake(want)
     if single:
         control = fp_begin()
     if nanoseconds < KEEP_GIL:
         task(ctx, 0, 1)
     else:
+        if nanoseconds < WAKING_WORTH:
+            want = awake(want)
         with nogil:
             run(task, ctx, want if want > 1 else 1)
     if single:

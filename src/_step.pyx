@@ -209,8 +209,6 @@ cdef class Stepper:
             return None
         cdef bint lstm = self.weights.directions.cell == RC_LSTM
         cdef cnp.npy_intp shape[2]
-        if lstm and not is_pair(state):
-            return None
         if out is None:
             shape[0], shape[1] = self.rows, self.weights.directions.units
             out = cnp.PyArray_EMPTY(2, shape, cnp.NPY_FLOAT32, 0)
@@ -218,7 +216,7 @@ cdef class Stepper:
                 out = out, cnp.PyArray_EMPTY(2, shape, cnp.NPY_FLOAT32, 0)
         h, c, out_h, out_c = state, None, out, None
         if lstm:
-            if not is_pair(out):
+            if not is_pair(state) or not is_pair(out):
                 return None
             h, c = <tuple>state
             out_h, out_c = <tuple>out

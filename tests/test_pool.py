@@ -137,23 +137,18 @@ def test_an_idle_pool_uses_no_cpu(threads):
     assert time.process_time() - before < 0.1  # a spinning worker would use 0.5
 
 
-def falls_asleep(seconds=10):
-    """Whether a team of two sleeps within so long, asked too seldom to wake it."""
-    until = time.monotonic() + seconds
+def team_becomes(size, pause):
+    """Whether a team of two, asked every `pause` seconds, counts `size` within 10 seconds."""
+    until = time.monotonic() + 10
     while time.monotonic() < until:
-        time.sleep(0.01)
-        if _testing.team_awake(2) == 1:
+        time.sleep(pause)
+        if _testing.team_awake(2) == size:
             return True
     return False
 
 
-def wakes_up(seconds=10):
-    """Whether a team of two that is asked again and again wakes within so long."""
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        if _testing.team_awake(2) == 2:
-            return True
-    return False
+def falls_asleep():
+    return team_becomes(1, 0.01)
 
 
 @pytest.fixture
@@ -174,7 +169,7 @@ def test_brief_runs_wake_a_team_only_if_they_follow_each_other(threads):
     assert falls_asleep()
     time.sleep(0.01)
     assert _testing.team_awake(2) == 1
-    assert wakes_up()
+    assert team_becomes(2, 0)
     march_in_twos()
     assert falls_asleep()
 

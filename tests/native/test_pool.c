@@ -153,7 +153,6 @@ static void test_workers_take_the_callers_fp_control(void)
     CHECK((seen[1] & 0xffc0) == (before & 0xffc0)); /* without the exception flags */
 }
 
-/* Runs the child's part and expects it to end well within the time. */
 /* A sleeping team is woken by brief runs that follow each other closely, by a run, and by several callers at once. */
 static void *be_brief(void *unused)
 {
@@ -185,6 +184,7 @@ static void test_brief_runs(void)
         CHECK(pthread_join(others[i], 0) == 0);
 }
 
+/* Runs the child's part and expects it to end well within the time. */
 static void in_child(void (*part)(void))
 {
     pid_t child = fork();
