@@ -11,6 +11,8 @@
 enum kind { STEP, STEP_BACK, GEMM, OUTER, ACTIVATE, PACK };
 enum { BUFFERS = 12 };
 
+ptrdiff_t rc_l1_bytes; /* which the package's runtime has; here benchmarks/kernels.py sets it */
+
 typedef struct {
     enum kind kind;
     rc_step step;

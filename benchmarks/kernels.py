@@ -102,6 +102,7 @@ def library(isa: str | None = None) -> ctypes.CDLL:
         command = [*limits.compiler(), *flags, str(source), str(driver), "-o", str(made), "-lm"]
         subprocess.run(command, cwd=ROOT, check=True)
     found = ctypes.CDLL(str(made))
+    ctypes.c_ssize_t.in_dll(found, "rc_l1_bytes").value = limits.cache_sizes()[0]
     found.bench_make.restype = ctypes.c_void_p
     found.bench_make.argtypes = [ctypes.c_int, ctypes.c_int, *[ctypes.c_ssize_t] * 3]
     found.bench_run.argtypes = [ctypes.c_void_p, ctypes.c_int]

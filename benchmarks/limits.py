@@ -89,7 +89,7 @@ def _library() -> ctypes.CDLL:
     return library
 
 
-def _cache_sizes() -> list[int]:
+def cache_sizes() -> list[int]:
     """Bytes of the data caches of one core, L1 first, as Linux tells them."""
     sizes = {}
     for index in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*"):
@@ -148,7 +148,7 @@ def measure(threads: int = 1, isa: str | None = None, seconds: float = 0.25) -> 
     probe, code = _library(), ISAS.index(isa)
     peak = _together(threads, lambda rank: probe.probe_fma(code, seconds))
     levels = []
-    caches = _cache_sizes()
+    caches = cache_sizes()
     for depth, size in enumerate([*caches, 0]):
         private = depth < 2
         # Half a cache: the other half is what any real run keeps there. Memory: far beyond the last cache.
@@ -162,7 +162,7 @@ def measure(threads: int = 1, isa: str | None = None, seconds: float = 0.25) -> 
 def places(count: int = 16, seconds: float = 0.05) -> list[float]:
     """Bytes a second that a core reads, again and again, of 13/16 of its L2, in each of `count` places of memory. On a
     virtual machine they differ: what is one large page to it may lie scattered in the host, and fill L2 unevenly."""
-    probe, code, size = _library(), ISAS.index(default_isa()), _cache_sizes()[1]
+    probe, code, size = _library(), ISAS.index(default_isa()), cache_sizes()[1]
     memory = _aligned(count * size)
     rates = (probe.probe_read(code, memory.ctypes.data + i * size, size * 13 // 16, seconds) for i in range(count))
     return sorted(rates)

@@ -32,8 +32,8 @@ LAYOUTS = {"time_major": TIME_MAJOR, "batch_first": BATCH_FIRST, "concatenated":
            "packed": PACKED}  # as torch's PackedSequence: our compact rows, of sequences from the longest down
 
 cdef enum:
-    # Tokens of the steps that are taken together: forward, for each thread, those whose gates are then in its cache;
-    # backward, whatever the threads, those whose part of the weights' gradients is summed at once.
+    # Tokens of the steps that are taken together: forward, at most so many for each thread, and at least a quarter of
+    # them; backward, whatever the threads, those whose part of the weights' gradients is summed at once.
     CHUNK_TOKENS = 256
     # Below this many multiply-adds a step and thread, a barrier costs more than another thread saves.
     WORTH_A_THREAD = 1 << 14
@@ -141,6 +141,11 @@ cdef class Network:
         cdef size_t cache = cache_bytes(2)
         return rows < (4 if 2 * weights <= cache else 8 if weights <= cache else 32) * threads
 
+    cdef ptrdiff_t chunk_tokens(self) noexcept:
+        """As many tokens for each thread as half of its L2 holds the gates of, for the recurrence to find them there."""
+        cdef size_t row = whole(self.units, self.kernels.lanes) * gates_of(self.cell) * self.kernels.itemsize
+        return max(CHUNK_TOKENS // 4, min(<ptrdiff_t>(cache_bytes(2) // 2 // row), CHUNK_TOKENS))
+
     # -- scratch
 
     cdef Block check_out(self, size_t bytes):
@@ -202,7 +207,7 @@ cdef class Network:
         cdef Block plan = block(planned) if keep else self.check_out(planned)
         memset(&call, 0, sizeof(Call))
         plan_batch(b, plan, steps, rows, lengths, order)
-        plan_chunks(&call.chunks, plan, b, CHUNK_TOKENS * threads)
+        plan_chunks(&call.chunks, plan, b, self.chunk_tokens() * threads)
         cdef ptrdiff_t chunk = call.chunks.tokens, n = b.first[b.steps], hats = n if keep else rows + threads
         cdef size_t norms = self.layers * self.directions * norm_bytes(
             <rc_cell>self.cell, self.units, hats, rows, self.kernels) if weights.directions.normed else 0

@@ -17,6 +17,7 @@ cdef extern from "cpu.h":
 
 cdef extern from "dispatch.h":
     ptrdiff_t rc_l1_bytes
+    int rc_l3_is_fast() nogil
     const rc_kernels *rc_pick_f32(int isa)
     const rc_kernels *rc_pick_f64()
 
@@ -105,6 +106,10 @@ cdef size_t cache_bytes(int level) noexcept nogil:
 cdef void set_l1_bytes(ptrdiff_t count) noexcept:
     global rc_l1_bytes
     rc_l1_bytes = count
+
+
+cdef bint l3_is_fast() noexcept nogil:
+    return rc_l3_is_fast()
 
 
 cdef int check_signals() noexcept nogil:

@@ -13,7 +13,8 @@ cimport numpy as cnp
 from rnn_core._kernels cimport *
 from rnn_core._parameters cimport stamp
 from rnn_core._plan cimport Block, Direction, Weights, block, padded, product_job, rows_at, share, whole
-from rnn_core._runtime cimport BRIEF, awake, fp_begin, fp_end, kernels_f32, num_threads, run
+from rnn_core._runtime cimport BRIEF, awake, fp_begin, fp_end, kernels_f32, l3_is_fast, \
+    num_threads, run
 
 cnp.import_array()
 
@@ -24,8 +25,9 @@ cdef enum:
     WORTH_A_THREAD = 1 << 13
     # Panels of W, then the same of R, and so on: see multiply. As many as a single row takes side by side.
     SLICE = 4
-    # From RC_MOSTLY_L3 a thread on, of a single row.
-    FAR_SLICE = 2
+    # From RC_MOSTLY_L3 a thread on, of a single row: few streams where L3 is slow, long ones where it is fast.
+    SLOW_L3_SLICE = 2
+    FAST_L3_SLICE = 8
     # More rows than these take such weights whole: the kernels fetch the next panel while they take one.
     FEW = 4
 
@@ -39,25 +41,27 @@ cdef struct Products:
     size_t bytes                       # of W and R
 
 
-cdef ptrdiff_t slice_of(const Products *p, ptrdiff_t panels, int size) noexcept nogil:
+cdef ptrdiff_t slice_of(const Products *p, int size) noexcept nogil:
     """How many panels are a slice, for `size` threads that share them out."""
-    cdef ptrdiff_t part = (panels + size - 1) // size
-    if p.bytes <= size * <size_t>RC_MOSTLY_L3 or 1 < p.cell.row_end <= FEW:
-        return min(SLICE, part)
-    return min(FAR_SLICE, part) if p.cell.row_end == 1 else part
+    cdef ptrdiff_t rows = p.cell.row_end
+    if p.bytes <= size * <size_t>RC_MOSTLY_L3 or 1 < rows <= FEW:
+        return SLICE
+    if rows > FEW:
+        return rc_panels(&p.inputs.shape, p.kernels.lanes)
+    return FAST_L3_SLICE if l3_is_fast() else SLOW_L3_SLICE
 
 
 cdef void multiply(void *context, int rank, int size) noexcept nogil:
     """W x and R h, slice by slice, there in one call and back in the next: of weights larger than a cache, the half
     that a call left there is the half that the next one starts with."""
     cdef Products own = (<Products *>context)[0]
-    cdef ptrdiff_t panels = rc_panels(&own.inputs.shape, own.kernels.lanes), begin, end, i
-    cdef ptrdiff_t slice = slice_of(&own, panels, size)
-    share((panels + slice - 1) // slice, rank, size, &begin, &end)
+    cdef ptrdiff_t slice = slice_of(&own, size), begin, end, count, i
+    share(rc_panels(&own.inputs.shape, own.kernels.lanes), rank, size, &begin, &end)
+    count = (end - begin + slice - 1) // slice
     own.inputs.backwards = own.cell.backwards = own.backwards
-    for i in range(end - begin):
-        own.inputs.panel_begin = slice * (end - 1 - i if own.backwards else begin + i)
-        own.inputs.panel_end = min(own.inputs.panel_begin + slice, panels)
+    for i in range(count):
+        own.inputs.panel_begin = begin + slice * (count - 1 - i if own.backwards else i)
+        own.inputs.panel_end = min(own.inputs.panel_begin + slice, end)
         own.cell.panel_begin, own.cell.panel_end = own.inputs.panel_begin, own.inputs.panel_end
         own.kernels.gemm(&own.inputs)
         own.kernels.step(&own.cell)

@@ -276,7 +276,6 @@ static void run_block(const tiles *by_rows, const product *g, ptrdiff_t panel, p
 
 #define BEYOND_L2 (3 << 19) /* bytes of weights that L2 does not hold */
 #define BLOCKED_ROWS 64     /* at most: more read a panel often enough */
-#define L1_BLOCK (33 << 10)
 #define L2_BLOCK (128 << 10)
 
 /* The k of a block of weights that come from beyond L2, all of it where blocks would not pay. What is fetched a whole
@@ -286,8 +285,8 @@ static void run_block(const tiles *by_rows, const product *g, ptrdiff_t panel, p
  * longer with blocks of any size. */
 static ptrdiff_t block_of(const product *g, const int vectors, ptrdiff_t most, ptrdiff_t count) {
     const ptrdiff_t k = g->shape->k, bytes = k * vectors * (ptrdiff_t)sizeof(vf);
-    const ptrdiff_t size = count <= (most > 6 ? 1 : 4) ? L1_BLOCK : L2_BLOCK, blocks = (bytes + size - 1) / size;
-    if (rc_l1_bytes < L1_BLOCK || bytes_of(g) < BEYOND_L2 || blocks <= 3) return k;
+    const ptrdiff_t size = count <= (most > 6 ? 1 : 4) ? RC_L1_BLOCK : L2_BLOCK, blocks = (bytes + size - 1) / size;
+    if (rc_l3_is_fast() || bytes_of(g) < BEYOND_L2 || blocks <= 3) return k;
     if (g->row_end - g->row_begin > BLOCKED_ROWS) return k;
     return ((k + blocks - 1) / blocks + 1) & ~(ptrdiff_t)1;
 }

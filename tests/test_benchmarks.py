@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from benchmarks import kernels
 from benchmarks.limits import Level, Limits
 from benchmarks.peers import data
 from benchmarks.peers.rows import Row, geometric_mean, table
@@ -77,3 +78,10 @@ def test_bars():
     assert Bar("a", 1.2, 1.1).passed and not Bar("a", 1.0, 1.1).passed
     assert Bar("a", 1.0, 1.1, at_most=True).passed and "FAIL" in str(Bar("a", 1.2, 1.1, at_most=True))
     assert geometric_mean([1, 4]) == pytest.approx(2)
+
+
+@pytest.mark.parametrize("kind", kernels.KINDS)
+def test_the_kernels_run_outside_the_package(kind):
+    case = next(case for case in kernels.CASES.values() if case.kind == kind)
+    with kernels.Job(case, kernels.library()) as job:
+        job.run()
