@@ -15,7 +15,7 @@ cdef struct Pass:
     char *c                        # (rows, units): LSTM's cell state; GRU_RESET_BEFORE: z between its phases
     char *hidden                   # (rows, units): h before the projection
     char *reset                    # (rows, units): r*h
-    char *gates                    # (chunk tokens, gate row): the input projection, where there is no tape for it
+    char *gates                    # (held tokens, gate row): the input projection, where there is no tape for it
     char *product                  # (rows, gate row), or NULL: scratch of kernels that do not fuse
     char *saved                    # tape, compact, or NULL: the input projection, then the activated gates
     char *saved_unit               # tape: LSTM c before each step, GRU R_n h + b_hn
@@ -26,6 +26,8 @@ cdef struct Pass:
 
 cdef bint forward_chunks(const Pass *p, const Batch *b, Team *team, const Chunks *chunks, ptrdiff_t first,
                          ptrdiff_t last, void **pointers) noexcept nogil
+cdef void forward_stages(const Pass *p, const Batch *b, Team *alone, const Chunks *chunks, ptrdiff_t chunk,
+                         bint projects, bint recurs, void **pointers) noexcept nogil
 
 cdef void set_pass(Pass *p, const rc_kernels *kernels, Direction *d, Block memory, const Batch *b, ptrdiff_t tokens,
                    bint keep) except *

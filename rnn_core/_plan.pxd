@@ -168,6 +168,7 @@ cdef class Block:
     cdef void *take_zeros(self, size_t bytes)
 
 cdef Block block(size_t bytes)
+cdef Block reuse(list blocks, size_t least, size_t most)
 cdef size_t padded(size_t count, size_t size) except? 0
 
 cdef class Weights:

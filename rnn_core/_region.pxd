@@ -18,6 +18,8 @@ cdef struct Call:
     BackPass *back
     bint units                         # threads share out hidden units, else sequences
     bint apart                         # the batch is to have a part for each thread (Batch.parts)
+    bint staged                        # threads take turns with the chunks (staged_task)
+    ptrdiff_t held                     # tokens of which a buffer holds what lies between two stages or layers
     void **pointers                    # a part for each thread
     ptrdiff_t pointers_each
     char *columns                      # a part for each thread (Team.columns), or NULL
@@ -29,6 +31,8 @@ cdef struct Call:
     rc_barrier barrier[3]
 
 cdef void forward_task(void *context, int rank, int size) noexcept nogil
+# Of layers whose steps are too small to be shared out: threads take turns with the chunks.
+cdef void staged_task(void *context, int rank, int size) noexcept nogil
 cdef void backward_task(void *context, int rank, int size) noexcept nogil
 # Run `work` on up to `threads` threads; `multiplications` tells whether it is worth letting go of the GIL.
 cdef int run_call(Call *call, task work, int threads, double multiplications) except -1

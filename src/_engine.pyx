@@ -19,8 +19,8 @@ from rnn_core._kernels cimport *
 from rnn_core._norms cimport norm_back_bytes, norm_bytes, take_norms, take_norms_back
 from rnn_core._plan cimport BATCH_FIRST, CONCATENATED, LN_HH, LN_IH, PACKED, TIME_MAJOR, Batch, Block, Direction, \
     Chunks, Table, View, Weights, batch_bytes, block, chunks_bytes, compact_view, equally_long, gates_of, load_state, \
-    pack, padded, part_of, plan_batch, plan_chunks, store_state, user_view, whole
-from rnn_core._region cimport Call, backward_task, forward_task, run_call
+    pack, padded, part_of, plan_batch, plan_chunks, reuse, store_state, user_view, whole
+from rnn_core._region cimport Call, backward_task, forward_task, run_call, staged_task
 from rnn_core._runtime cimport cache_bytes, kernels_f32, num_threads
 from rnn_core._variants cimport Variants
 
@@ -37,19 +37,11 @@ cdef enum:
     CHUNK_TOKENS = 256
     # Below this many multiply-adds a step and thread, a barrier costs more than another thread saves.
     WORTH_A_THREAD = 1 << 14
-
-
-cdef Block reuse(list blocks, size_t least, size_t most):
-    """The last of `blocks`, taken out of them, if it has from `least` to `most` bytes; else a new one."""
-    cdef Block b
-    try:
-        b = blocks.pop()  # not after a look: without the GIL another thread may be faster
-    except IndexError:
-        b = None
-    if b is None or not least <= b.size <= most:
-        b = block(least)
-    b.used = 0
-    return b
+    # With smaller steps threads take turns with the chunks of a call of so many in all: with so many chunks, of at
+    # least so many tokens.
+    WORTH_STAGES = 1 << 18
+    STAGED_CHUNKS = 8
+    STAGED_TOKENS = 12
 
 
 # ------------------------------------------------------------------------------------------------------------ network
@@ -146,6 +138,14 @@ cdef class Network:
         cdef size_t row = whole(self.units, self.kernels.lanes) * gates_of(self.cell) * self.kernels.itemsize
         return max(CHUNK_TOKENS // 4, min(<ptrdiff_t>(cache_bytes(2) // 2 // row), CHUNK_TOKENS))
 
+    cdef int stages(self, Weights weights, ptrdiff_t tokens) noexcept:
+        """How many threads take turns with the chunks of a call whose steps are too small to be shared out."""
+        if self.directions == 2 or self.kernels.gemm != kernels_f32().gemm or weights.directions.normed:
+            return 1
+        if tokens * self.work_of(weights) < WORTH_STAGES or tokens < STAGED_CHUNKS * STAGED_TOKENS:
+            return 1
+        return min(num_threads(), 2 * self.layers)
+
     # -- scratch
 
     cdef Block check_out(self, size_t bytes):
@@ -207,11 +207,18 @@ cdef class Network:
         cdef Block plan = block(planned) if keep else self.check_out(planned)
         memset(&call, 0, sizeof(Call))
         plan_batch(b, plan, steps, rows, lengths, order)
-        plan_chunks(&call.chunks, plan, b, self.chunk_tokens() * threads)
-        cdef ptrdiff_t chunk = call.chunks.tokens, n = b.first[b.steps], hats = n if keep else rows + threads
+        cdef ptrdiff_t n = b.first[b.steps], most = self.chunk_tokens() * threads
+        if threads == 1 and not keep and masks is None and variant is None and table is None:
+            threads = self.stages(weights, n)
+            call.staged = threads > 1
+        if call.staged:
+            most = min(most, n // STAGED_CHUNKS)
+        plan_chunks(&call.chunks, plan, b, most)
+        cdef ptrdiff_t chunk = call.chunks.tokens, hats = n if keep else rows + threads
+        call.held = chunk * (1 + call.staged)
         cdef size_t norms = self.layers * self.directions * norm_bytes(
             <rc_cell>self.cell, self.units, hats, rows, self.kernels) if weights.directions.normed else 0
-        cdef Block scratch = self.check_out(self.forward_bytes(b, chunk, threads, keep) + norms)
+        cdef Block scratch = self.check_out(self.forward_bytes(b, call.held, threads, keep) + norms)
         cdef Block memory = self.tape_block(self.tape_bytes(b, masks is not None) + norms) if keep else scratch
         if variant is None and weights.directions.normed:
             variant = Variants(self.layers * self.directions)
@@ -220,9 +227,9 @@ cdef class Network:
             offsets = np.concatenate(([0], np.cumsum(lengths[:-1]))) if rows else np.zeros(0, np.int64)
         call.kernels, call.batch = self.kernels, b
         call.layers, call.directions, call.units = self.layers, self.directions, self.by_units(rows, threads)
-        call.units = call.units and all_h is None and variant is None
-        call.apart = not (call.units or variant is not None or self.directions == 2 or self.has_projection()
-                          or self.has_resets())
+        call.units = call.units and not call.staged and all_h is None and variant is None
+        call.apart = not (call.units or call.staged or variant is not None or self.directions == 2
+                          or self.has_projection() or self.has_resets())
         call.apart = call.apart and equally_long(b)
         call.passes = <Pass *>memory.take(self.layers * self.directions * sizeof(Pass))
         if masks is not None:
@@ -240,7 +247,7 @@ cdef class Network:
                 if weights.directions.normed:
                     take_norms(&call.passes[i].variant.norms, call.passes[i].d, hats, rows, keep,
                                self.kernels, memory)
-        run_call(&call, forward_task, threads, <double>n * self.work_of(weights))
+        run_call(&call, staged_task if call.staged else forward_task, threads, <double>n * self.work_of(weights))
         for i in range(self.layers * self.directions):
             store_states(&call.passes[i], b, i, hn, cn)
         self.check_in(scratch)
@@ -275,7 +282,7 @@ cdef class Network:
         cdef int layer, d, i
         cdef size_t itemsize = self.kernels.itemsize
         cdef ptrdiff_t width = self.directions * self.out
-        cdef ptrdiff_t tokens = b.first[b.steps] if keep or self.directions == 2 else call.chunks.tokens
+        cdef ptrdiff_t tokens = b.first[b.steps] if keep or self.directions == 2 else call.held
         cdef char *inner = NULL
         cdef char *below = NULL
         cdef char *dropped = NULL
@@ -289,7 +296,7 @@ cdef class Network:
             for d in range(self.directions):
                 i = layer * self.directions + d
                 p = &call.passes[i]
-                set_pass(p, self.kernels, &weights.directions[i], scratch, b, call.chunks.tokens, keep)
+                set_pass(p, self.kernels, &weights.directions[i], scratch, b, call.held, keep)
                 p.reverse = d == 1
                 if keep:
                     set_tape(p, memory, b)

@@ -130,9 +130,8 @@ cdef ptrdiff_t locate(const Pass *p, const Batch *b, Part *part, const Team *tea
 
 
 cdef void project_inputs(const Pass *p, const Batch *b, Part *part, const Team *team, ptrdiff_t begin, ptrdiff_t end,
-                         const Rows *rows) noexcept nogil:
-    """W x + b for this thread's tokens of steps [begin, end)."""
-    cdef ptrdiff_t n = locate(p, b, part, team, begin, end, rows)
+                         const Rows *rows, ptrdiff_t n) noexcept nogil:
+    """W x + b for this thread's n tokens of steps [begin, end)."""
     cdef rc_gemm job
     if p.table == NULL:
         job = product_job(p.kernels, &p.d.w, p.d.w_packed, p.d.bias, False, True, rows_by(rows.x), rows_by(rows.gates),
@@ -385,21 +384,27 @@ cdef bint chunk_steps(const Pass *p, const Batch *b, Part *part, Team *team, ptr
     return False
 
 
+cdef void begin_part(const Pass *p, const Team *team, const Chunks *chunks, void **pointers, Part *part,
+                     Rows *rows) noexcept nogil:
+    rows.x, rows.gates, rows.y = pointers, pointers + chunks.tokens, pointers + 2 * chunks.tokens
+    panels_of(p, &p.d.w, team, &part.gates_begin, &part.gates_end)
+    panels_of(p, &p.d.rn, team, &part.rn_begin, &part.rn_end)
+    panels_of(p, &p.d.p, team, &part.out_begin, &part.out_end)
+
+
 cdef bint forward_chunks(const Pass *p, const Batch *b, Team *team, const Chunks *chunks, ptrdiff_t first,
                          ptrdiff_t last, void **pointers) noexcept nogil:
     """This thread's part of chunks [first, last). `pointers` holds 3 * chunks.tokens of them. True when the call
     is to be left."""
     cdef Part part
-    cdef ptrdiff_t i, at, begin, end
+    cdef ptrdiff_t i, at, begin, end, n
     cdef Rows rows
-    rows.x, rows.gates, rows.y = pointers, pointers + chunks.tokens, pointers + 2 * chunks.tokens
-    panels_of(p, &p.d.w, team, &part.gates_begin, &part.gates_end)
-    panels_of(p, &p.d.rn, team, &part.rn_begin, &part.rn_end)
-    panels_of(p, &p.d.p, team, &part.out_begin, &part.out_end)
+    begin_part(p, team, chunks, pointers, &part, &rows)
     for i in range(last - first):
         at = last - 1 - i if p.reverse else first + i
         begin, end = chunks.begin[at], chunks.begin[at + 1]
-        project_inputs(p, b, &part, team, begin, end, &rows)
+        n = locate(p, b, &part, team, begin, end, &rows)
+        project_inputs(p, b, &part, team, begin, end, &rows, n)
         if p.d.cell == RC_GRU_RESET_BEFORE and team.units and meet(team):  # R_n's panels are others than W's
             return True
         if chunk_steps(p, b, &part, team, begin, end, &rows):
@@ -407,3 +412,17 @@ cdef bint forward_chunks(const Pass *p, const Batch *b, Team *team, const Chunks
         if team.meets and not team.units and meet(team):  # now and then, so that all can leave
             return True
     return False
+
+
+cdef void forward_stages(const Pass *p, const Batch *b, Team *alone, const Chunks *chunks, ptrdiff_t chunk,
+                         bint projects, bint recurs, void **pointers) noexcept nogil:
+    """The input projection of a chunk, its recurrence, or both, by one thread for all sequences and units."""
+    cdef Part part
+    cdef ptrdiff_t begin = chunks.begin[chunk], end = chunks.begin[chunk + 1], n
+    cdef Rows rows
+    begin_part(p, alone, chunks, pointers, &part, &rows)
+    n = locate(p, b, &part, alone, begin, end, &rows)
+    if projects:
+        project_inputs(p, b, &part, alone, begin, end, &rows, n)
+    if recurs:
+        chunk_steps(p, b, &part, alone, begin, end, &rows)

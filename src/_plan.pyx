@@ -52,6 +52,19 @@ cdef Block block(size_t bytes):
     return b
 
 
+cdef Block reuse(list blocks, size_t least, size_t most):
+    """The last of `blocks`, taken out of them, if it has from `least` to `most` bytes; else a new one."""
+    cdef Block b
+    try:
+        b = blocks.pop()  # not after a look: without the GIL another thread may be faster
+    except IndexError:
+        b = None
+    if b is None or not least <= b.size <= most:
+        b = block(least)
+    b.used = 0
+    return b
+
+
 cdef size_t padded(size_t count, size_t size) except? 0:
     """Bytes that `count` elements of `size` bytes take in a Block."""
     if size and count > (<size_t>1 << 62) // size:

@@ -1,7 +1,7 @@
 """The parallel region: one call is one region, in which every thread walks through layers, directions and time."""
 
 from rnn_core._backward cimport BackPass, backward_pass
-from rnn_core._forward cimport Pass, forward_chunks
+from rnn_core._forward cimport Pass, forward_chunks, forward_stages
 from rnn_core._kernels cimport *
 from rnn_core._plan cimport Batch, Team, View, clear_padding, equally_long, meet, rc_stop_asked, \
     rc_stop_init, rows_at, share, token
@@ -78,15 +78,18 @@ cdef void clear_outputs(Call *call, const Team *team) noexcept nogil:
         clear_padding(&p.all_c, call.batch, p.d.units * p.kernels.itemsize, team)
 
 
-cdef Pass pass_of_span(const Call *call, int layer, int direction, ptrdiff_t begin) noexcept nogil:
-    """A thread's own copy of a pass. Inference keeps one span of what lies between two layers, which begins with token
-    `begin`."""
+cdef Pass pass_of_span(const Call *call, int layer, int direction, ptrdiff_t chunk) noexcept nogil:
+    """A thread's own copy of a pass. Inference keeps one span of what lies between two layers, which begins with
+    `chunk`; where threads take turns two, of which every other chunk has the second."""
     cdef Pass p = call.passes[layer * call.directions + direction]
+    cdef ptrdiff_t before = chunk % 2 * call.chunks.tokens if call.staged else 0
+    cdef ptrdiff_t origin = call.batch.first[call.chunks.begin[chunk]] - before
     if p.saved == NULL and call.directions == 1:
         if layer:
-            p.x.origin = begin
+            p.x.origin = origin
         if layer + 1 < call.layers:
-            p.y.origin = begin
+            p.y.origin = origin
+        p.gates += before * rc_row_size(&p.d.w, p.kernels.lanes) * <ptrdiff_t>p.kernels.itemsize
     return p
 
 
@@ -105,7 +108,7 @@ cdef void forward_task(void *context, int rank, int size) noexcept nogil:
         begin, end = call.chunks.begin[chunk], call.chunks.begin[after]
         for layer in range(call.layers):
             for i in range(own_directions):
-                span = pass_of_span(call, layer, first + i, b.first[begin])
+                span = pass_of_span(call, layer, first + i, chunk)
                 forward_chunks(&span, b, own, &call.chunks, chunk, after, pointers)
             if meet(&all):
                 return
@@ -116,6 +119,27 @@ cdef void forward_task(void *context, int rank, int size) noexcept nogil:
                 if meet(&all):
                     return
         chunk = after
+    clear_outputs(call, &all)
+
+
+cdef void staged_task(void *context, int rank, int size) noexcept nogil:
+    """The projection and the recurrence of each layer are stages, of which every thread takes some in a row: while the
+    last thread, the caller, is at a chunk, the one before it is at the next chunk already."""
+    cdef Call *call = <Call *>context
+    cdef Team all = make_team(call, 0, rank, size, rank == 0), alone = make_team(call, 0, 0, 1, rank == 0)
+    cdef Pass span
+    cdef ptrdiff_t behind = size - 1 - rank, begin, end, i, chunk
+    cdef int layer
+    share(2 * call.layers, <int>behind, size, &begin, &end)
+    for i in range(call.chunks.count + size - 1):
+        chunk = i - behind
+        if 0 <= chunk < call.chunks.count:
+            for layer in range(<int>(begin // 2), <int>((end + 1) // 2)):
+                span = pass_of_span(call, layer, 0, chunk)
+                forward_stages(&span, call.batch, &alone, &call.chunks, chunk, 2 * layer >= begin, 2 * layer + 1 < end,
+                               call.pointers + rank * call.pointers_each)
+        if meet(&all):
+            return
     clear_outputs(call, &all)
 
 

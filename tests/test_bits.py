@@ -141,6 +141,27 @@ def test_threads_on_work_worth_sharing(kind, threads):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_threads_that_take_turns(kind, threads):
+    """Steps too small to be shared out: some threads are a chunk ahead of others."""
+    sizes = [(32, 500, 1, 1, False), (17, 160, 3, 2, True), (20, 300, 2, 3, False), (24, 200, 5, 1, True)]
+    for H, T, B, L, ragged in sizes:
+        lengths = tuple(int(n) for n in np.random.default_rng(H).integers(0, T + 1, B)) if ragged else None
+        for proj_size in (0, 7) if kind == "lstm" else (0,):
+            shape = {"input_size": 30, "hidden_size": H, "num_layers": L, "proj_size": proj_size}
+            case = Case.random(kind, H, **shape, T=T, B=B, lengths=lengths, bidirectional=False)
+            layer = case.layer()
+            x, state, _, _ = case.arrays()
+            threads(1)
+            want = run(layer, x, state, lengths)
+            every = parts(layer(x, public(state), lengths, return_all_states=True)[1])
+            for n in (2, 3, 4, 7):
+                threads(n)
+                same(run(layer, x, state, lengths), want, n, "threads", case)
+                found = layer(x, public(state), lengths, return_all_states=True)[1]
+                same(parts(found), every, n, "threads, every state", case)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_steps_of_large_cells(kind, threads):
     """Weights of which a step reads most from L3 come in other slices, or whole."""
     sizes = {"input_size": 900, "hidden_size": 900, "num_layers": 1, "proj_size": 0, "T": 3}

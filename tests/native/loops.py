@@ -7,7 +7,8 @@ import numpy as np
 import rnn_core as rc
 from rnn_core import _testing
 
-# T, B, I, H, L, bidirectional: threads share out sequences or hidden units, of one or two groups, in one chunk or more
+# T, B, I, H, L, bidirectional: threads share out sequences or hidden units, of one or two groups, in one chunk or more,
+# or take turns with the chunks
 SHAPES = [
     (20, 17, 24, 40, 1, False),
     (9, 33, 64, 64, 2, True),
@@ -16,6 +17,8 @@ SHAPES = [
     (30, 16, 20, 64, 1, False),
     (4, 20, 16, 130, 2, False),
     (300, 32, 16, 32, 2, False),
+    (300, 1, 24, 32, 2, False),
+    (200, 2, 16, 17, 1, False),
 ]
 VARIANTS = [
     {"layer_norm": True},
