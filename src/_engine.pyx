@@ -39,7 +39,7 @@ cdef enum:
     WORTH_A_THREAD = 1 << 14
     # With smaller steps threads take turns with the chunks of a call of so many in all: with so many chunks, of at
     # least so many tokens.
-    WORTH_STAGES = 1 << 18
+    WORTH_STAGES = 1 << 19
     STAGED_CHUNKS = 8
     STAGED_TOKENS = 12
 
@@ -90,7 +90,7 @@ cdef class Network:
         blas = blas or os.environ.get("RNN_CORE_GEMM", "panel") == "blas" or self.dtype == np.float64
         if blas:
             from rnn_core._blas import tables
-            self.kernels = table_of(tables(self.dtype.name))
+            self.kernels = <const rc_kernels *>PyCapsule_GetPointer(tables(self.dtype.name), "rnn_core.kernels")
         else:
             self.kernels = kernels_f32()
 
@@ -134,11 +134,11 @@ cdef class Network:
         return rows < (4 if 2 * weights <= cache else 8 if weights <= cache else 32) * threads
 
     cdef ptrdiff_t chunk_tokens(self) noexcept:
-        """As many tokens for each thread as half of its L2 holds the gates of, for the recurrence to find them there."""
+        """As many for each thread as half of its L2 holds the gates of: the recurrence finds them there."""
         cdef size_t row = whole(self.units, self.kernels.lanes) * gates_of(self.cell) * self.kernels.itemsize
         return max(CHUNK_TOKENS // 4, min(<ptrdiff_t>(cache_bytes(2) // 2 // row), CHUNK_TOKENS))
 
-    cdef int stages(self, Weights weights, ptrdiff_t tokens) noexcept:
+    cdef int stage_threads(self, Weights weights, ptrdiff_t tokens) noexcept:
         """How many threads take turns with the chunks of a call whose steps are too small to be shared out."""
         if self.directions == 2 or self.kernels.gemm != kernels_f32().gemm or weights.directions.normed:
             return 1
@@ -209,7 +209,7 @@ cdef class Network:
         plan_batch(b, plan, steps, rows, lengths, order)
         cdef ptrdiff_t n = b.first[b.steps], most = self.chunk_tokens() * threads
         if threads == 1 and not keep and masks is None and variant is None and table is None:
-            threads = self.stages(weights, n)
+            threads = self.stage_threads(weights, n)
             call.staged = threads > 1
         if call.staged:
             most = min(most, n // STAGED_CHUNKS)
@@ -500,7 +500,3 @@ cdef class Network:
                     p.dgain[m] = part_of(norms[2 * m], 0, 0, itemsize)
                     p.dshift[m] = part_of(norms[2 * m + 1], 0, 0, itemsize)
         return 0
-
-
-cdef const rc_kernels *table_of(object capsule) except NULL:
-    return <const rc_kernels *>PyCapsule_GetPointer(capsule, "rnn_core.kernels")

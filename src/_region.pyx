@@ -128,13 +128,13 @@ cdef void staged_task(void *context, int rank, int size) noexcept nogil:
     cdef Call *call = <Call *>context
     cdef Team all = make_team(call, 0, rank, size, rank == 0), alone = make_team(call, 0, 0, 1, rank == 0)
     cdef Pass span
-    cdef ptrdiff_t behind = size - 1 - rank, begin, end, i, chunk
-    cdef int layer
-    share(2 * call.layers, <int>behind, size, &begin, &end)
+    cdef ptrdiff_t begin, end, i, chunk
+    cdef int layer, behind = size - 1 - rank
+    share(2 * call.layers, behind, size, &begin, &end)
     for i in range(call.chunks.count + size - 1):
         chunk = i - behind
         if 0 <= chunk < call.chunks.count:
-            for layer in range(<int>(begin // 2), <int>((end + 1) // 2)):
+            for layer in range(begin // 2, (end + 1) // 2):
                 span = pass_of_span(call, layer, 0, chunk)
                 forward_stages(&span, call.batch, &alone, &call.chunks, chunk, 2 * layer >= begin, 2 * layer + 1 < end,
                                call.pointers + rank * call.pointers_each)

@@ -161,9 +161,11 @@ def test_threads_that_take_turns(kind, threads):
                 same(parts(found), every, n, "threads, every state", case)
 
 
+@pytest.mark.parametrize("l1", [32 << 10, 48 << 10])  # by which the kernels know an L3 that is fast, or slow
 @pytest.mark.parametrize("kind", KINDS)
-def test_steps_of_large_cells(kind, threads):
+def test_steps_of_large_cells(kind, l1, threads, assume_l1):
     """Weights of which a step reads most from L3 come in other slices, or whole."""
+    assume_l1(l1)
     sizes = {"input_size": 900, "hidden_size": 900, "num_layers": 1, "proj_size": 0, "T": 3}
     for B in (1, 3, 6):
         case = Case.random(kind, 7, **sizes, B=B, bidirectional=False, lengths=None)

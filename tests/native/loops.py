@@ -18,7 +18,7 @@ SHAPES = [
     (4, 20, 16, 130, 2, False),
     (300, 32, 16, 32, 2, False),
     (300, 1, 24, 32, 2, False),
-    (200, 2, 16, 17, 1, False),
+    (500, 3, 16, 17, 1, False),
 ]
 VARIANTS = [
     {"layer_norm": True},
