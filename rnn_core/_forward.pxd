@@ -25,9 +25,7 @@ cdef struct Pass:
     View all_h, all_c              # every step's state, where asked for (else base and sequence NULL)
 
 cdef bint forward_chunks(const Pass *p, const Batch *b, Team *team, const Chunks *chunks, ptrdiff_t first,
-                         ptrdiff_t last, void **pointers) noexcept nogil
-cdef void forward_stages(const Pass *p, const Batch *b, Team *alone, const Chunks *chunks, ptrdiff_t chunk,
-                         bint projects, bint recurs, void **pointers) noexcept nogil
+                         ptrdiff_t last, bint projects, bint recurs, void **pointers) noexcept nogil
 
 cdef void set_pass(Pass *p, const rc_kernels *kernels, Direction *d, Block memory, const Batch *b, ptrdiff_t tokens,
                    bint keep) except *

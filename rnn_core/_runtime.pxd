@@ -38,7 +38,7 @@ cdef void fp_end(unsigned control) noexcept nogil
 cdef size_t cache_bytes(int level) noexcept nogil
 # That of level 1, as the kernels take it; for tests.
 cdef void set_l1_bytes(ptrdiff_t count) noexcept
-# rc_l3_is_fast
+# Of kernels.h.
 cdef bint l3_is_fast() noexcept nogil
 
 # Signals in a long loop without the GIL. Rank 0 calls tick(&next) every few microseconds of work, with

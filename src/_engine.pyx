@@ -140,7 +140,7 @@ cdef class Network:
 
     cdef int stage_threads(self, Weights weights, ptrdiff_t tokens) noexcept:
         """How many threads take turns with the chunks of a call whose steps are too small to be shared out."""
-        if self.directions == 2 or self.kernels.gemm != kernels_f32().gemm or weights.directions.normed:
+        if self.directions == 2 or self.kernels.gemm != kernels_f32().gemm:
             return 1
         if tokens * self.work_of(weights) < WORTH_STAGES or tokens < STAGED_CHUNKS * STAGED_TOKENS:
             return 1
@@ -207,6 +207,8 @@ cdef class Network:
         cdef Block plan = block(planned) if keep else self.check_out(planned)
         memset(&call, 0, sizeof(Call))
         plan_batch(b, plan, steps, rows, lengths, order)
+        if variant is None and weights.directions.normed:
+            variant = Variants(self.layers * self.directions)
         cdef ptrdiff_t n = b.first[b.steps], most = self.chunk_tokens() * threads
         if threads == 1 and not keep and masks is None and variant is None and table is None:
             threads = self.stage_threads(weights, n)
@@ -220,8 +222,6 @@ cdef class Network:
             <rc_cell>self.cell, self.units, hats, rows, self.kernels) if weights.directions.normed else 0
         cdef Block scratch = self.check_out(self.forward_bytes(b, call.held, threads, keep) + norms)
         cdef Block memory = self.tape_block(self.tape_bytes(b, masks is not None) + norms) if keep else scratch
-        if variant is None and weights.directions.normed:
-            variant = Variants(self.layers * self.directions)
         offsets = None
         if code == CONCATENATED:
             offsets = np.concatenate(([0], np.cumsum(lengths[:-1]))) if rows else np.zeros(0, np.int64)

@@ -36,9 +36,9 @@ cdef struct Rows:
 
 cdef void set_pass(Pass *p, const rc_kernels *kernels, Direction *d, Block memory, const Batch *b, ptrdiff_t tokens,
                    bint keep) except *:
-    """The scratch of one direction for chunks of `tokens` tokens; views and tape are set by the caller. Gates that no
-    tape will keep have a buffer, a row for each token of a chunk: where lengths are equal, a thread's rows lie in the
-    same places in every chunk, and where not, the threads meet after each."""
+    """The scratch of one direction; views and tape are set by the caller. Gates that no tape will keep have a buffer, a
+    row for each of `tokens`: where lengths are equal, a thread's rows lie in the same places in every chunk, and where
+    not, the threads meet after each."""
     cdef ptrdiff_t units = whole(d.units, kernels.lanes), out = whole(d.out, kernels.lanes)
     cdef size_t itemsize = kernels.itemsize, gates = rc_row_size(&d.w, kernels.lanes)
     memset(p, 0, sizeof(Pass))
@@ -384,45 +384,27 @@ cdef bint chunk_steps(const Pass *p, const Batch *b, Part *part, Team *team, ptr
     return False
 
 
-cdef void begin_part(const Pass *p, const Team *team, const Chunks *chunks, void **pointers, Part *part,
-                     Rows *rows) noexcept nogil:
+cdef bint forward_chunks(const Pass *p, const Batch *b, Team *team, const Chunks *chunks, ptrdiff_t first,
+                         ptrdiff_t last, bint projects, bint recurs, void **pointers) noexcept nogil:
+    """This thread's part of chunks [first, last): their input projection, their recurrence, or both. `pointers` holds
+    3 * chunks.tokens of them. True when the call is to be left."""
+    cdef Part part
+    cdef ptrdiff_t i, at, begin, end, n
+    cdef Rows rows
     rows.x, rows.gates, rows.y = pointers, pointers + chunks.tokens, pointers + 2 * chunks.tokens
     panels_of(p, &p.d.w, team, &part.gates_begin, &part.gates_end)
     panels_of(p, &p.d.rn, team, &part.rn_begin, &part.rn_end)
     panels_of(p, &p.d.p, team, &part.out_begin, &part.out_end)
-
-
-cdef bint forward_chunks(const Pass *p, const Batch *b, Team *team, const Chunks *chunks, ptrdiff_t first,
-                         ptrdiff_t last, void **pointers) noexcept nogil:
-    """This thread's part of chunks [first, last). `pointers` holds 3 * chunks.tokens of them. True when the call
-    is to be left."""
-    cdef Part part
-    cdef ptrdiff_t i, at, begin, end, n
-    cdef Rows rows
-    begin_part(p, team, chunks, pointers, &part, &rows)
     for i in range(last - first):
         at = last - 1 - i if p.reverse else first + i
         begin, end = chunks.begin[at], chunks.begin[at + 1]
         n = locate(p, b, &part, team, begin, end, &rows)
-        project_inputs(p, b, &part, team, begin, end, &rows, n)
+        if projects:
+            project_inputs(p, b, &part, team, begin, end, &rows, n)
         if p.d.cell == RC_GRU_RESET_BEFORE and team.units and meet(team):  # R_n's panels are others than W's
             return True
-        if chunk_steps(p, b, &part, team, begin, end, &rows):
+        if recurs and chunk_steps(p, b, &part, team, begin, end, &rows):
             return True
         if team.meets and not team.units and meet(team):  # now and then, so that all can leave
             return True
     return False
-
-
-cdef void forward_stages(const Pass *p, const Batch *b, Team *alone, const Chunks *chunks, ptrdiff_t chunk,
-                         bint projects, bint recurs, void **pointers) noexcept nogil:
-    """The input projection of a chunk, its recurrence, or both, by one thread for all sequences and units."""
-    cdef Part part
-    cdef ptrdiff_t begin = chunks.begin[chunk], end = chunks.begin[chunk + 1], n
-    cdef Rows rows
-    begin_part(p, alone, chunks, pointers, &part, &rows)
-    n = locate(p, b, &part, alone, begin, end, &rows)
-    if projects:
-        project_inputs(p, b, &part, alone, begin, end, &rows, n)
-    if recurs:
-        chunk_steps(p, b, &part, alone, begin, end, &rows)

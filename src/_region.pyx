@@ -1,7 +1,7 @@
 """The parallel region: one call is one region, in which every thread walks through layers, directions and time."""
 
 from rnn_core._backward cimport BackPass, backward_pass
-from rnn_core._forward cimport Pass, forward_chunks, forward_stages
+from rnn_core._forward cimport Pass, forward_chunks
 from rnn_core._kernels cimport *
 from rnn_core._plan cimport Batch, Team, View, clear_padding, equally_long, meet, rc_stop_asked, \
     rc_stop_init, rows_at, share, token
@@ -109,7 +109,7 @@ cdef void forward_task(void *context, int rank, int size) noexcept nogil:
         for layer in range(call.layers):
             for i in range(own_directions):
                 span = pass_of_span(call, layer, first + i, chunk)
-                forward_chunks(&span, b, own, &call.chunks, chunk, after, pointers)
+                forward_chunks(&span, b, own, &call.chunks, chunk, after, True, True, pointers)
             if meet(&all):
                 return
             if call.masks != NULL and layer + 1 < call.layers:
@@ -136,8 +136,8 @@ cdef void staged_task(void *context, int rank, int size) noexcept nogil:
         if 0 <= chunk < call.chunks.count:
             for layer in range(begin // 2, (end + 1) // 2):
                 span = pass_of_span(call, layer, 0, chunk)
-                forward_stages(&span, call.batch, &alone, &call.chunks, chunk, 2 * layer >= begin, 2 * layer + 1 < end,
-                               call.pointers + rank * call.pointers_each)
+                forward_chunks(&span, call.batch, &alone, &call.chunks, chunk, chunk + 1, 2 * layer >= begin,
+                               2 * layer + 1 < end, call.pointers + rank * call.pointers_each)
         if meet(&all):
             return
     clear_outputs(call, &all)

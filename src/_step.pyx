@@ -13,8 +13,7 @@ cimport numpy as cnp
 from rnn_core._kernels cimport *
 from rnn_core._parameters cimport stamp
 from rnn_core._plan cimport Block, Direction, Weights, block, padded, product_job, rows_at, share, whole
-from rnn_core._runtime cimport BRIEF, awake, fp_begin, fp_end, kernels_f32, l3_is_fast, num_threads, \
-    run
+from rnn_core._runtime cimport BRIEF, awake, fp_begin, fp_end, kernels_f32, l3_is_fast, num_threads, run
 
 cnp.import_array()
 
