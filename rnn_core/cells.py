@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from rnn_core import checks
 from rnn_core._engine import Network
 from rnn_core._parameters import stamp
-from rnn_core._step import Stepper
+from rnn_core._step import Stepper, step
 from rnn_core.module import Module
 
 Array = NDArray[Any]
@@ -126,15 +126,7 @@ class Cell(Module):
     def _advance(self, x: Array, h0: Any, c0: Any, h: Any, c: Any, keep: bool = False) -> Any:
         return self._engine().forward(self._weights(), x[None], h, "time_major", 1, len(x), None, h0, c0, h, c, keep)
 
-    def step(self, x: ArrayLike, state: State, *, out: State = None) -> State:
-        """One step into `out` (arrays like the state; may be the state itself), which is returned; new arrays if None.
-
-        With float32, C-contiguous (B, I) and (B, H) arrays it allocates nothing.
-        """
-        if self._stepper is None:
-            self._stepper = Stepper(self._buffers, self._weights)
-        stepped = self._stepper.step(x, state, out)
-        return self._slow_step(x, state, out) if stepped is None else stepped
+    step = step  # compiled: src/_step.pyx
 
     def _slow_step(self, x: ArrayLike, state: State, out: State) -> State:
         """Any arguments that are valid, and the errors for those that are not."""

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from rnn_core import checks, variants
 from rnn_core._general import ACTIVATIONS, Direction
+from rnn_core._plain import Plain
 from rnn_core.recurrent import LSTM, Recurrent
 from rnn_core.sequences import Sequences
 
@@ -113,8 +114,10 @@ class General(Recurrent):
         self.activations = self._each_direction(self.defaults if activations is None else activations)
         self._runs: list[Direction] | None = None
 
-    def _short_call(self, x: Any, state: Any, keep: bool) -> Any:
-        return None  # the short way is the fused engine's
+    def _plain_calls(self) -> Plain:
+        if self._plain is None:
+            self._plain = Plain(None, False, None)  # plain calls are the fused engine's
+        return self._plain
 
     def _each_direction(self, specs: Sequence[Any]) -> list[list[Activation]]:
         each, D = len(self.defaults), self._directions

@@ -13,7 +13,7 @@ from rnn_core import _dense, checks, lookup, recompute, sequences, variants
 from rnn_core._engine import Network
 from rnn_core._outputs import empty
 from rnn_core._parameters import stamp
-from rnn_core._plain import Plain
+from rnn_core._plain import Plain, call
 from rnn_core._step import Stepper
 from rnn_core.layers import Embedding
 from rnn_core.module import Module
@@ -67,7 +67,7 @@ class Recurrent(Module):
     zoneout: float
     layer_norm: bool
     _has_c = False
-    _transient: tuple[str, ...] = ("_packed", "_stepper", "_gradients")
+    _transient: tuple[str, ...] = ("_packed", "_gradients")
 
     def __init__(
         self,
@@ -105,9 +105,7 @@ class Recurrent(Module):
         self._network: Network | None = None
         self._plain: Plain | None = None
         self._packed: tuple[tuple[int, ...], Any] | None = None
-        self._stepper: Stepper | None = None
         self._gradients: list[tuple[Array | None, ...]] | None = None
-        self._is_one_cell = len(self._names) == 1 and not self.proj_size and not self.layer_norm
 
     def _cell(self) -> str:
         raise NotImplementedError
@@ -150,7 +148,9 @@ class Recurrent(Module):
 
     def _plain_calls(self) -> Plain:
         if self._plain is None:
-            self._plain = Plain(self._engine(), self._has_c)
+            is_one_cell = len(self._names) == 1 and not self.proj_size and not self.layer_norm
+            stepper = Stepper(self._buffers, self._weights, 3) if is_one_cell else None
+            self._plain = Plain(self._engine(), self._has_c, stepper)
         return self._plain
 
     def _arrays(self, of: dict[str, Array]) -> list[tuple[Array | None, ...]]:
@@ -218,38 +218,17 @@ class Recurrent(Module):
 
     # ---- forward and backward -----------------------------------------------------------------------------
 
-    def __call__(self, x: ArrayLike | Ragged, state: State = None, lengths: ArrayLike | None = None, *,
-                 embedding: Embedding | None = None, return_all_states: bool = False) -> Any:
-        """Inference: (y, state), nothing kept.
+    __call__ = call  # compiled: src/_plain.pyx
 
-        x (T, B, I), (B, T, I) with batch_first, (T, I) unbatched, or a Ragged; state h (L*D, B, H), for an LSTM
-        (h, c), zero if None; lengths (B,) of sequences that end before T, in any order.
-        embedding: x is tokens, integers (T, B), (B, T), (T,) or a Ragged, that stand for its rows: the same result as
-        with x = embedding(tokens), in less time the more often they repeat themselves.
-        y has D*H columns instead of I, zero past a sequence's end; state is the one after each one's last step, or
-        with return_all_states those after every step: h (T, L*D, B, H), for an LSTM (h, c), zero past the ends.
-        """
-        if lengths is None and embedding is None and not return_all_states:
-            found = self._short_call(x, state, False)
-            if found is not None:
-                return found
-        return self._run(self._input(x, lengths, embedding), state, False, return_all_states)[:2]
-
-    def _short_call(self, x: Any, state: State, keep: bool) -> Any:
-        """(y, state), with `keep` (y, state, tape), where the arguments need no more than a look, else None: a short
-        call is mostly overhead."""
-        if self.zoneout or keep and (self.dropout or self.recurrent_dropout or self.weight_drop):
+    def _short_forward(self, x: Any, state: State) -> Any:
+        """(y, state, tape), where the arguments need no more than a look, else None: a short call is mostly
+        overhead."""
+        if self.zoneout or self.dropout or self.recurrent_dropout or self.weight_drop:
             return None
-        if self._is_one_cell and not keep:
-            if self._stepper is None:
-                self._stepper = Stepper(self._buffers, self._weights, 3)
-            stepped = self._stepper.layer_step(x, state, self.batch_first)
-            if stepped is not None:
-                return stepped
-        now = stamp(self._buffers) if keep else 0
-        found = self._plain_calls().forward(self._weights(), x, state, self.batch_first, keep)
-        if found is None or not keep:
-            return found
+        now = stamp(self._buffers)
+        found = self._plain_calls().forward(self, x, state, self.batch_first)
+        if found is None:
+            return None
         y, state, engine = found
         steps, batch = x.shape[1::-1] if self.batch_first else x.shape[:2]
         source = Sequences(x, "batch_first" if self.batch_first else "time_major", steps, batch, None, self.dtype)
@@ -265,7 +244,7 @@ class Recurrent(Module):
         tape refers to x and y: changing them before backward is undefined.
         """
         if lengths is None and embedding is None and not return_all_states and not recompute:
-            found = self._short_call(x, state, True)
+            found = self._short_forward(x, state)
             if found is not None:
                 return found
         if recompute:

@@ -7,19 +7,44 @@ caches after every step of training. So the look at the arguments, the results a
 cimport numpy as cnp
 
 from rnn_core._outputs cimport empty_array
+from rnn_core._step cimport Stepper
 
 cnp.import_array()
 
 
+def call(self, x, state=None, lengths=None, *, embedding=None, return_all_states=False):
+    """Inference: (y, state), nothing kept.
+
+    x (T, B, I), (B, T, I) with batch_first, (T, I) unbatched, or a Ragged; state h (L*D, B, H), for an LSTM
+    (h, c), zero if None; lengths (B,) of sequences that end before T, in any order.
+    embedding: x is tokens, integers (T, B), (B, T), (T,) or a Ragged, that stand for its rows: the same result as
+    with x = embedding(tokens), in less time the more often they repeat themselves.
+    y has D*H columns instead of I, zero past a sequence's end; state is the one after each one's last step, or
+    with return_all_states those after every step: h (T, L*D, B, H), for an LSTM (h, c), zero past the ends.
+    """
+    if lengths is None and embedding is None and not return_all_states:
+        plain = self._plain
+        if plain is None:
+            plain = self._plain_calls()
+        found = (<Plain?>plain).infer(self, x, state)
+        if found is not None:
+            return found
+    return self._run(self._input(x, lengths, embedding), state, False, return_all_states)[:2]
+
+
 cdef class Plain:
-    """A layer's calls of its Network; each gives None where an argument needs more than a look."""
+    """A layer's calls of its Network; each gives None where an argument needs more than a look. `stepper`: for a layer
+    of one cell, calls of one step; without a network (None) no call is plain."""
     cdef object network
+    cdef Stepper stepper
     cdef bint has_c
     cdef int type
     cdef ptrdiff_t inputs, units, out, width, states
 
-    def __init__(self, network, bint has_c):
-        self.network, self.has_c = network, has_c
+    def __init__(self, network, bint has_c, Stepper stepper):
+        self.network, self.has_c, self.stepper = network, has_c, stepper
+        if network is None:
+            return
         self.type = cnp.NPY_FLOAT32 if network.dtype.itemsize == 4 else cnp.NPY_FLOAT64
         self.inputs, self.units, self.out = network.inputs, network.units, network.out
         self.width, self.states = network.directions * self.out, network.layers * network.directions
@@ -54,8 +79,22 @@ cdef class Plain:
         h = self.empty(self.states, rows, self.out)
         return (h, self.empty(self.states, rows, self.units)) if self.has_c else h
 
-    def forward(self, weights, x, state, bint batch_first, bint keep=False):
-        """(y, state), with `keep` (y, state, the engine's tape)."""
+    cdef object infer(self, layer, x, state):
+        """(y, state)"""
+        cdef bint batch_first = layer.batch_first
+        if self.network is None or layer.zoneout:
+            return None
+        if self.stepper is not None:
+            found = self.stepper.layer_step(x, state, batch_first)
+            if found is not None:
+                return found
+        return self.run(layer, x, state, batch_first, False)
+
+    def forward(self, layer, x, state, bint batch_first):
+        """(y, state, the engine's tape)"""
+        return None if self.network is None else self.run(layer, x, state, batch_first, True)
+
+    cdef object run(self, layer, x, state, bint batch_first, bint keep):
         if not self.reads(x, -1, -1, self.inputs):
             return None
         cdef ptrdiff_t rows = cnp.PyArray_DIM(x, not batch_first)
@@ -65,7 +104,7 @@ cdef class Plain:
         after = self.empty_state(rows)
         h0, c0 = self.parts(state)
         h, c = self.parts(after)
-        tape = self.network.forward(weights, x, y, "batch_first" if batch_first else "time_major",
+        tape = self.network.forward(layer._weights(), x, y, "batch_first" if batch_first else "time_major",
                                     cnp.PyArray_DIM(x, batch_first), rows, None, h0, c0, h, c, keep)
         return (y, after, tape) if keep else (y, after)
 

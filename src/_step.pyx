@@ -12,7 +12,7 @@ cimport numpy as cnp
 
 from rnn_core._kernels cimport *
 from rnn_core._parameters cimport stamp
-from rnn_core._plan cimport Block, Direction, Weights, block, padded, product_job, rows_at, share, whole
+from rnn_core._plan cimport Direction, Weights, block, padded, product_job, rows_at, share, whole
 from rnn_core._runtime cimport BRIEF, awake, fp_begin, fp_end, kernels_f32, l3_is_fast, num_threads, run
 
 cnp.import_array()
@@ -29,15 +29,6 @@ cdef enum:
     FAST_L3_SLICE = 8
     # More rows than these take such weights whole: the kernels fetch the next panel while they take one.
     FEW = 4
-
-
-# What the threads of a step share; each works on a copy.
-cdef struct Products:
-    const rc_kernels *kernels
-    rc_gemm inputs
-    rc_step cell
-    bint backwards                     # from the last panel to the first, as every other step
-    size_t bytes                       # of W and R
 
 
 cdef ptrdiff_t slice_of(const Products *p, int size) noexcept nogil:
@@ -89,22 +80,6 @@ cdef inline bint is_pair(object state) noexcept:
 cdef class Stepper:
     """The fast path of one cell, or of a layer whose sequences have one step. `buffers` are its parameters; when one
     has been written, `pack` is asked again. Arrays have `dims` axes, of which all but the last count rows."""
-    cdef Weights weights
-    cdef object pack
-    cdef dict buffers
-    cdef Py_ssize_t stamp
-    cdef int dims
-    cdef Block memory
-    cdef ptrdiff_t rows                # that `memory` is for
-    cdef Products products
-    cdef rc_step second                # GRU_RESET_BEFORE's other phase
-    cdef char *h_prev                  # for a GRU, which reads whole vectors of h
-    cdef char *h
-    cdef char *c
-    cdef bint copies                   # h into h_prev
-    cdef readonly bint busy            # a thread without the GIL is using `memory`
-    cdef object zeros                  # a layer's state where the caller gives none: (1, rows, units)
-
     def __init__(self, dict buffers, pack, int dims=2):
         self.buffers, self.pack, self.dims, self.stamp, self.rows = buffers, pack, dims, -1, -1
 
@@ -205,7 +180,7 @@ cdef class Stepper:
         self.busy = False
         return True
 
-    def step(self, x, state, out):
+    cpdef object step(self, x, state, out):
         """A cell's step: `out`, with the state after it, or a new one where that is None. None, and nothing done, if
         something does not fit. A state is h, an LSTM's the tuple (h, c); `out` may be `state`."""
         if not cnp.PyArray_CheckExact(x) or cnp.PyArray_NDIM(x) != 2 or not self.is_ready(cnp.PyArray_DIM(x, 0)):
@@ -227,7 +202,7 @@ cdef class Stepper:
                 return None
         return out if self.do_step(x, h, c, out_h, out_c) else None
 
-    def layer_step(self, x, state, bint batch_first):
+    cdef object layer_step(self, x, state, bint batch_first):
         """(y, state) of a layer whose sequences have one step; None where that is not so or something does not fit."""
         if not cnp.PyArray_CheckExact(x) or cnp.PyArray_NDIM(x) != 3 or cnp.PyArray_DIM(x, batch_first) != 1:
             return None
@@ -254,3 +229,15 @@ cdef class Stepper:
         y = cnp.PyArray_EMPTY(3, shape, cnp.NPY_FLOAT32, 0)
         memcpy(cnp.PyArray_DATA(y), cnp.PyArray_DATA(out_h), cnp.PyArray_NBYTES(y))
         return y, (out_h, out_c) if lstm else out_h
+
+
+def step(self, x, state, *, out=None):
+    """One step into `out` (arrays like the state; may be the state itself), which is returned; new arrays if None.
+
+    With float32, C-contiguous (B, I) and (B, H) arrays it allocates nothing.
+    """
+    stepper = self._stepper
+    if stepper is None:
+        stepper = self._stepper = Stepper(self._buffers, self._weights)
+    stepped = (<Stepper?>stepper).step(x, state, out)
+    return self._slow_step(x, state, out) if stepped is None else stepped
