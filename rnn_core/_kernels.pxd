@@ -39,6 +39,10 @@ cdef extern from "kernels.h" nogil:
     ctypedef struct rc_sequence:
         ptrdiff_t count, rows, tape
         int alternates
+        void *team
+        ptrdiff_t ready
+        void (*wait)(void *team, int later) noexcept nogil
+        void (*pass_on "pass")(void *team) noexcept nogil
     ctypedef struct rc_step_back:
         rc_cell cell
         int phase

@@ -1,7 +1,7 @@
 # What forward and backward share: packed weights, the order of a ragged batch, views of rows, teams, memory.
 
 from rnn_core._kernels cimport *
-from rnn_core._runtime cimport rc_barrier
+from rnn_core._runtime cimport rc_barrier, rc_relay
 
 cdef extern from "team.h" nogil:
     ctypedef struct rc_stop:
@@ -81,14 +81,15 @@ cdef inline char *token(const View *v, const Batch *b, ptrdiff_t t, ptrdiff_t m)
         return v.sequence[m] + t * v.step
     return v.base + (b.first[t] + m - v.origin) * v.row
 
-# One thread's place among those that share a time loop. With `units` they share out hidden units and meet at a barrier
-# each step; else they share out the sequences that are still running, and meet only where that number changes.
+# One thread's place among those that share a time loop. With `units` they share out hidden units and wait for each
+# other at each step; else they share out the sequences still running, and meet only where that number changes.
 cdef struct Team:
     int rank, size
     bint units
     bint meets                         # in the time loop: so nobody may leave it alone
     bint leader                        # rank 0 of the whole call: looks for signals
     rc_barrier *barrier
+    rc_relay relay                     # with `units`
     rc_stop *stop                      # this team's
     rc_stop *call                      # the whole call's
     long count                         # barriers passed
@@ -229,11 +230,17 @@ cdef Block gate_rows(const rc_kernels *kernels, const Direction *d, const void *
 cdef enum:
     TIME_MAJOR, BATCH_FIRST, CONCATENATED, PACKED
 
-cdef size_t batch_bytes(ptrdiff_t steps, ptrdiff_t rows) except? 0
-cdef size_t chunks_bytes(ptrdiff_t steps) except? 0
-cdef void plan_chunks(Chunks *c, Block memory, const Batch *b, ptrdiff_t most) noexcept
-cdef int plan_batch(Batch *b, Block memory, ptrdiff_t steps, ptrdiff_t rows, object lengths,
-                    object order_of=*) except -1
+# Who runs when, and in which chunks, of at most `most` tokens unless a step alone has more. It never changes, so that
+# calls may share it; each has a copy of the batch.
+cdef class Plan:
+    cdef Block memory, chunk_memory
+    cdef Batch batch
+    cdef Chunks chunks
+    cdef ptrdiff_t steps, rows, most
+
+# lengths: int64 (rows), or None; order: longest_first(lengths), where it is known or that of a longer batch.
+cdef Plan make_plan(ptrdiff_t steps, ptrdiff_t rows, ptrdiff_t most, object lengths, object order=*)
+cdef Block plan_chunks(Chunks *c, const Batch *b, ptrdiff_t most)
 cdef View user_view(Block memory, const Batch *b, object array, int layout, ptrdiff_t width, ptrdiff_t column,
                     ptrdiff_t steps, object offsets, size_t itemsize) except *
 cdef View compact_view(void *base, ptrdiff_t width, ptrdiff_t column, size_t itemsize) noexcept nogil

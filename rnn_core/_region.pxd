@@ -4,7 +4,7 @@ from rnn_core._backward cimport BackPass
 from rnn_core._forward cimport Pass
 from rnn_core._kernels cimport *
 from rnn_core._plan cimport Batch, Chunks, View, rc_stop
-from rnn_core._runtime cimport rc_barrier
+from rnn_core._runtime cimport rc_barrier, rc_pace
 
 ctypedef void (*task)(void *, int, int) noexcept nogil
 
@@ -29,6 +29,7 @@ cdef struct Call:
     rc_stop stop
     rc_stop team_stop[3]               # of all threads, and of those of each direction
     rc_barrier barrier[3]
+    rc_pace *paces                     # with `units`: one for each thread
 
 cdef void forward_task(void *context, int rank, int size) noexcept nogil
 # Of layers whose steps are too small to be shared out: threads take turns with the chunks.

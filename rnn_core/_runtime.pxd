@@ -8,6 +8,10 @@ cdef extern from "pool.h":
     ctypedef void (*rc_prepare)(void *ctx, int size) noexcept nogil
     ctypedef struct rc_barrier:
         pass
+    ctypedef struct rc_pace:
+        pass
+    ctypedef struct rc_relay:
+        pass
 
 # The kernels for float and double, picked once at import from the CPU, the system and RNN_CORE_ISA.
 cdef const rc_kernels *kernels_f32() noexcept nogil
@@ -29,6 +33,9 @@ cdef void set_eager(bint eager) noexcept nogil
 cdef int num_threads() noexcept nogil
 cdef void barrier_init(rc_barrier *barrier, int size) noexcept nogil
 cdef void barrier_wait(rc_barrier *barrier) noexcept nogil
+cdef void relay_init(rc_relay *relay, rc_pace *paces, int rank, int size) noexcept nogil
+cdef void relay_pass(void *relay) noexcept nogil
+cdef void relay_wait(void *relay, int later) noexcept nogil
 
 # Denormals flushed to signed zero on this thread and on the workers of the runs that it starts; the former state back.
 cdef unsigned fp_begin() noexcept nogil

@@ -1,6 +1,7 @@
 """The engine as Python sees it: a Network runs forward and backward over arrays that have been checked.
 
-One call is one parallel region: every thread walks through layers, directions and time, and they meet at barriers.
+One call is one parallel region: every thread walks through layers, directions and time, and waits for the others where
+it needs what they compute.
 """
 
 from libc.stdint cimport SIZE_MAX, int64_t
@@ -18,10 +19,10 @@ from rnn_core._gradients cimport groups_of, second_size, take_second
 from rnn_core._kernels cimport *
 from rnn_core._norms cimport norm_back_bytes, norm_bytes, take_norms, take_norms_back
 from rnn_core._plan cimport BATCH_FIRST, CONCATENATED, LN_HH, LN_IH, PACKED, TIME_MAJOR, Batch, Block, Direction, \
-    Chunks, Table, View, Weights, batch_bytes, block, chunks_bytes, compact_view, equally_long, gates_of, load_state, \
-    pack, padded, part_of, plan_batch, plan_chunks, reuse, store_state, user_view, whole
+    Plan, Table, View, Weights, compact_view, equally_long, gates_of, load_state, pack, padded, part_of, \
+    make_plan, plan_chunks, reuse, store_state, user_view, whole
 from rnn_core._region cimport Call, backward_task, forward_task, run_call, staged_task
-from rnn_core._runtime cimport cache_bytes, kernels_f32, num_threads
+from rnn_core._runtime cimport cache_bytes, kernels_f32, num_threads, rc_pace
 from rnn_core._variants cimport Variants
 
 cnp.import_array()
@@ -77,6 +78,7 @@ cdef class Network:
     cdef list sizes
     cdef list scratch                  # blocks that no call uses now
     cdef list spare                    # memory of a tape that is gone
+    cdef list plans                    # at most one, of the last batch of equal lengths
     cdef readonly object dtype
     cdef readonly ptrdiff_t inputs, units, out
 
@@ -84,7 +86,7 @@ cdef class Network:
         """sizes: (inputs, units, projection) of each direction of each layer."""
         self.dtype = np.dtype(dtype)
         self.cell, self.layers, self.directions = CELLS[cell], layers, directions
-        self.sizes, self.scratch, self.spare = sizes, [], []
+        self.sizes, self.scratch, self.spare, self.plans = sizes, [], [], []
         self.inputs, self.units, projection = sizes[0]
         self.out = projection or self.units
         blas = blas or os.environ.get("RNN_CORE_GEMM", "panel") == "blas" or self.dtype == np.float64
@@ -118,13 +120,9 @@ cdef class Network:
     def chunk_ends(self, ptrdiff_t steps, ptrdiff_t rows, lengths):
         """Steps after which backward sums up the weights' gradients, int64: pieces of a batch that end there give the
         bits of the whole."""
-        cdef Block memory = block(batch_bytes(steps, rows) + chunks_bytes(steps))
-        cdef Batch b
-        cdef Chunks chunks
+        cdef Plan p = make_plan(steps, rows, CHUNK_TOKENS, lengths)
         cdef ptrdiff_t i
-        plan_batch(&b, memory, steps, rows, lengths)
-        plan_chunks(&chunks, memory, &b, CHUNK_TOKENS)
-        return np.array([chunks.begin[i + 1] for i in range(chunks.count)], np.int64)
+        return np.array([p.chunks.begin[i + 1] for i in range(p.chunks.count)], np.int64)
 
     cdef bint by_units(self, ptrdiff_t rows, int threads) noexcept:
         """Share out hidden units rather than sequences? They then meet once a step, and each reads only its part of R.
@@ -145,6 +143,19 @@ cdef class Network:
         if tokens * self.work_of(weights) < WORTH_STAGES or tokens < STAGED_CHUNKS * STAGED_TOKENS:
             return 1
         return min(num_threads(), 2 * self.layers)
+
+    cdef Plan plan_of(self, ptrdiff_t steps, ptrdiff_t rows, ptrdiff_t most, lengths, order):
+        """The plan of a call; that of the last batch of equal lengths is kept."""
+        cdef Plan last
+        if lengths is not None:
+            return make_plan(steps, rows, most, lengths, order)
+        if self.plans:  # a list: without the GIL another thread may replace it meanwhile
+            last = self.plans[0]
+            if last.steps == steps and last.rows == rows and last.most == most:
+                return last
+        last = make_plan(steps, rows, most, None)
+        self.plans[:] = [last]
+        return last
 
     # -- scratch
 
@@ -173,7 +184,7 @@ cdef class Network:
         cdef size_t each = padded(passes, sizeof(Pass)) // passes + 6 * padded(rows * units, itemsize)
         each += (not keep) * padded(chunk * gates, itemsize) + padded(rows * gates, itemsize)
         each += 5 * padded(rows, sizeof(char *))
-        cdef size_t total = passes * (each + 64) + threads * padded(3 * chunk, sizeof(void *))
+        cdef size_t total = passes * (each + 64) + threads * (padded(3 * chunk, sizeof(void *)) + sizeof(rc_pace))
         if not keep:
             total += self.layers * padded(tokens * self.directions * self.out, itemsize)
         return total + 4096
@@ -203,19 +214,18 @@ cdef class Network:
         cdef Call call
         cdef Batch *b = &tape.batch
         cdef int threads = self.team_size(rows), code = LAYOUTS[layout]
-        cdef size_t planned = batch_bytes(steps, rows) + chunks_bytes(steps)
-        cdef Block plan = block(planned) if keep else self.check_out(planned)
+        cdef ptrdiff_t n = steps * rows if lengths is None else <ptrdiff_t>lengths.sum()
+        cdef ptrdiff_t most = self.chunk_tokens() * threads
         memset(&call, 0, sizeof(Call))
-        plan_batch(b, plan, steps, rows, lengths, order)
         if variant is None and weights.directions.normed:
             variant = Variants(self.layers * self.directions)
-        cdef ptrdiff_t n = b.first[b.steps], most = self.chunk_tokens() * threads
         if threads == 1 and not keep and masks is None and variant is None and table is None:
             threads = self.stage_threads(weights, n)
             call.staged = threads > 1
         if call.staged:
             most = min(most, n // STAGED_CHUNKS)
-        plan_chunks(&call.chunks, plan, b, most)
+        cdef Plan plan = self.plan_of(steps, rows, most, lengths, order)
+        b[0], call.chunks = plan.batch, plan.chunks
         cdef ptrdiff_t chunk = call.chunks.tokens, hats = n if keep else rows + threads
         call.held = chunk * (1 + call.staged)
         cdef size_t norms = self.layers * self.directions * norm_bytes(
@@ -238,6 +248,7 @@ cdef class Network:
         call.passes[self.layers - 1].known = known
         call.pointers_each = 3 * chunk
         call.pointers = <void **>scratch.take(threads * call.pointers_each * sizeof(void *))
+        call.paces = <rc_pace *>scratch.take_zeros(threads * sizeof(rc_pace))
         cdef int i
         for i in range(self.layers * self.directions):
             set_states(&call.passes[i], b, i, h0, c0)
@@ -252,7 +263,6 @@ cdef class Network:
             store_states(&call.passes[i], b, i, hn, cn)
         self.check_in(scratch)
         if not keep:
-            self.check_in(plan)
             return None
         tape.network, tape.weights, tape.memory = self, weights, memory
         tape.passes, tape.mask_views = call.passes, call.masks
@@ -338,8 +348,7 @@ cdef class Network:
         tape.weights.need_backward()
         memset(&call, 0, sizeof(Call))
         call.kernels, call.batch, call.layers, call.directions = self.kernels, b, self.layers, self.directions
-        cdef Block plan = block(chunks_bytes(b.steps))
-        plan_chunks(&call.chunks, plan, b, CHUNK_TOKENS)
+        cdef Block _memory = plan_chunks(&call.chunks, b, CHUNK_TOKENS)
         cdef int groups = self.groups(tape)
         cdef ptrdiff_t chunk = call.chunks.tokens
         call.units = self.by_units(b.rows, threads) and not self.has_projection() and all_dh is None

@@ -12,7 +12,7 @@ from rnn_core._norms cimport normalise, normalise_cell
 from rnn_core._plan cimport FEW_ROWS, LN_HH, LN_IH, Batch, Block, Chunks, Team, View, from_row, interrupted, \
     load_state, meet, meet_if_shared_anew, own_rows, part_of, place, product_job, rows_at, rows_by, share_panels, \
     share_rows, store_state, token, whole
-from rnn_core._runtime cimport kernels_f32
+from rnn_core._runtime cimport kernels_f32, relay_pass, relay_wait
 from rnn_core._variants cimport copy_rows, is_view, mix_rows, multiply_rows
 
 
@@ -328,23 +328,30 @@ cdef bint one_step(const Pass *p, const Batch *b, const Part *part, Team *team, 
     return team.units and meet(team)
 
 
+cdef bint is_plain(const Pass *p) noexcept nogil:
+    """Whether its steps are nothing but their kernel."""
+    return not (p.variant != NULL or p.product != NULL or p.d.projection or p.d.cell == RC_GRU_RESET_BEFORE
+                or p.all_h.sequence != NULL)
+
+
 cdef ptrdiff_t steps_alike(const Pass *p, const Batch *b, const Team *team, ptrdiff_t t, ptrdiff_t most) noexcept nogil:
-    """How many steps from t on, of the same sequences, are nothing but their kernel: one call takes them all, which
-    saves a tiny layer half of its time. At most as many as may pass between two looks for signals."""
+    """How many plain steps from t on are of the same sequences: one call takes them all, which saves a tiny layer half
+    of its time. At most as many as may pass between two looks for signals."""
     cdef ptrdiff_t n = 1, onwards = -1 if p.reverse else 1
-    if (team.units or p.variant != NULL or p.product != NULL or p.d.projection or p.d.cell == RC_GRU_RESET_BEFORE
-            or p.all_h.sequence != NULL):
-        return 1
     most = min(most, team.look_every)
     while n < most and b.active[t + n * onwards] == b.active[t]:
         n += 1
     return n
 
 
-cdef void many_steps(const Pass *p, const Batch *b, const Part *part, rc_step *s, ptrdiff_t t, ptrdiff_t done,
-                     ptrdiff_t count) noexcept nogil:
-    """Steps t and those after it, alike and nothing but their kernel."""
+cdef void plain_steps(const Pass *p, const Batch *b, const Part *part, Team *team, rc_step *s, ptrdiff_t t,
+                      ptrdiff_t done, ptrdiff_t count) noexcept nogil:
+    """Step t and those after it, `count` in all. Threads that share out units begin each with what there is of h."""
     cdef rc_sequence q
+    q.team = NULL
+    if team.units:
+        q.team, q.wait, q.pass_on = &team.relay, relay_wait, relay_pass
+        q.ready = part.gates_end * p.kernels.lanes * (1 if p.d.r.gates > 1 else 4)
     q.count, q.rows, q.alternates = count, s.row_end, s.row_end < FEW_ROWS
     q.tape = place(b, t + 1, part.row_begin, s.row_end) - place(b, t, part.row_begin, s.row_end)
     if p.reverse:
@@ -357,6 +364,7 @@ cdef bint chunk_steps(const Pass *p, const Batch *b, Part *part, Team *team, ptr
                       const Rows *rows) noexcept nogil:
     """The recurrence over steps [begin, end)."""
     cdef ptrdiff_t i = 0, t, n, count, done, before = 0
+    cdef bint plain = is_plain(p)
     cdef rc_step s
     if p.reverse:
         for t in range(begin, end):
@@ -367,14 +375,16 @@ cdef bint chunk_steps(const Pass *p, const Batch *b, Part *part, Team *team, ptr
         if meet_if_shared_anew(b, team, t, t + 1 if p.reverse else t - 1):
             return True
         n = enter_step(b, team, t, part)
-        count = steps_alike(p, b, team, t, end - begin - i)
+        if plain and team.units and i > 0 and meet(team):  # after each look for signals
+            return True
+        count = steps_alike(p, b, team, t, end - begin - i) if plain else 1
         if p.reverse:
             before -= n
         s.gates, s.y = rows_by(rows.gates + before), rows_by(rows.y + before)
         if n > 0 or team.units:
             set_step(p, b, part, &s, t, done)
-            if count > 1:
-                many_steps(p, b, part, &s, t, done, count)
+            if plain:
+                plain_steps(p, b, part, team, &s, t, done, count)
             elif one_step(p, b, part, team, &s, t, done):
                 return True
         before += -n * (count - 1) if p.reverse else n * count

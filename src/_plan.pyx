@@ -313,18 +313,14 @@ cdef Block gate_rows(const rc_kernels *kernels, const Direction *d, const void *
 
 # ------------------------------------------------------------------------------------------------- batches and rows
 
-cdef size_t batch_bytes(ptrdiff_t steps, ptrdiff_t rows) except? 0:
-    return 2 * padded(steps + 1, sizeof(ptrdiff_t)) + 2 * padded(rows, sizeof(ptrdiff_t))
-
-
 def longest_first(lengths):
     """The order in which a batch's sequences are taken: int64 (B,)."""
     return np.argsort(-lengths, kind="stable")
 
 
-cdef int plan_batch(Batch *b, Block memory, ptrdiff_t steps, ptrdiff_t rows, object lengths,
-                    object order_of=None) except -1:
+cdef Block plan_batch(Batch *b, ptrdiff_t steps, ptrdiff_t rows, object lengths, object order_of):
     """Sort by length, longest first (or take that order as given), and count who runs when."""
+    cdef Block memory = block(2 * padded(steps + 1, sizeof(ptrdiff_t)) + 2 * padded(rows, sizeof(ptrdiff_t)))
     cdef cnp.int64_t[::1] order, length
     cdef ptrdiff_t t, m, begin = 0, tokens = 0
     b.rows, b.parts = rows, 1
@@ -349,17 +345,14 @@ cdef int plan_batch(Batch *b, Block memory, ptrdiff_t steps, ptrdiff_t rows, obj
             tokens += m
             b.active[t], b.first[t + 1] = m, tokens
         begin = b.length[m - 1]
-    return 0
+    return memory
 
 
-cdef size_t chunks_bytes(ptrdiff_t steps) except? 0:
-    return padded(steps + 1, sizeof(ptrdiff_t))
-
-
-cdef void plan_chunks(Chunks *c, Block memory, const Batch *b, ptrdiff_t most) noexcept:
-    """Chunks of at most `most` tokens, unless a step alone has more."""
+cdef Block plan_chunks(Chunks *c, const Batch *b, ptrdiff_t most):
+    """Chunks of at most `most` tokens, unless a step alone has more; they live as long as the block."""
+    cdef Block memory = block((b.steps + 1) * sizeof(ptrdiff_t))
     cdef ptrdiff_t t, tokens = 0
-    c.begin = <ptrdiff_t *>memory.take((b.steps + 1) * sizeof(ptrdiff_t))
+    c.begin = <ptrdiff_t *>memory.data
     c.count = c.tokens = 0
     for t in range(b.steps):
         if t == 0 or tokens + b.active[t] > most:
@@ -369,6 +362,15 @@ cdef void plan_chunks(Chunks *c, Block memory, const Batch *b, ptrdiff_t most) n
         tokens += b.active[t]
         c.tokens = max(c.tokens, tokens)
     c.begin[c.count] = b.steps
+    return memory
+
+
+cdef Plan make_plan(ptrdiff_t steps, ptrdiff_t rows, ptrdiff_t most, object lengths, object order=None):
+    cdef Plan p = Plan.__new__(Plan)
+    p.steps, p.rows, p.most = steps, rows, most
+    p.memory = plan_batch(&p.batch, steps, rows, lengths, order)
+    p.chunk_memory = plan_chunks(&p.chunks, &p.batch, most)
+    return p
 
 
 cdef View user_view(Block memory, const Batch *b, object array, int layout, ptrdiff_t width, ptrdiff_t column,

@@ -5,14 +5,16 @@ from rnn_core._forward cimport Pass, forward_chunks
 from rnn_core._kernels cimport *
 from rnn_core._plan cimport Batch, Team, View, clear_padding, equally_long, meet, rc_stop_asked, \
     rc_stop_init, rows_at, share, token
-from rnn_core._runtime cimport BRIEF, awake, barrier_init, fp_begin, fp_end, raise_pending, run_prepared
+from rnn_core._runtime cimport BRIEF, awake, barrier_init, fp_begin, fp_end, raise_pending, relay_init, \
+    run_prepared
 from rnn_core._variants cimport multiply_rows
 
 cdef enum:
     # Multiply-adds of about 10 microseconds: a shorter call keeps the GIL.
     WORTH_RELEASING = 1 << 19
-    # Multiply-adds between two looks at the clock, but at most so many steps: a look takes a tenth of the shortest.
-    WORTH_A_LOOK = 1 << 20
+    # Multiply-adds between two looks at the clock (some 100 microseconds), but at most so many steps. After each look
+    # threads that share out units meet, so that all can leave.
+    WORTH_A_LOOK = 1 << 23
     STEPS_A_LOOK = 64
 
 
@@ -23,6 +25,8 @@ cdef Team make_team(Call *call, int which, int rank, int size, bint leader) noex
     t.barrier, t.stop, t.call = &call.barrier[which], &call.team_stop[which], &call.stop
     t.count, t.tick, t.look_every, t.until_look = 0, 0, call.look_every, 0
     t.columns = NULL if call.columns == NULL else call.columns + rank * call.columns_each
+    if t.units:
+        relay_init(&t.relay, call.paces + (size + 1) // 2 * (which == 2), rank, size)
     return t
 
 
@@ -110,7 +114,7 @@ cdef void forward_task(void *context, int rank, int size) noexcept nogil:
             for i in range(own_directions):
                 span = pass_of_span(call, layer, first + i, chunk)
                 forward_chunks(&span, b, own, &call.chunks, chunk, after, True, True, pointers)
-            if meet(&all):
+            if (layer + 1 < call.layers or after < call.chunks.count) and meet(&all):
                 return
             if call.masks != NULL and layer + 1 < call.layers:
                 p = &call.passes[layer * call.directions]

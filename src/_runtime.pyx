@@ -32,6 +32,9 @@ cdef extern from "pool.h":
     void rc_pool_set_eager(int eager) nogil
     void rc_barrier_init(rc_barrier *barrier, int size) nogil
     void rc_barrier_wait(rc_barrier *barrier) nogil
+    void rc_relay_init(rc_relay *relay, rc_pace *paces, int rank, int size) nogil
+    void rc_relay_pass(void *relay) nogil
+    void rc_relay_wait(void *relay, int later) nogil
 
 cdef extern from "ticks.h":
     double rc_seconds() nogil
@@ -89,6 +92,18 @@ cdef void barrier_init(rc_barrier *barrier, int size) noexcept nogil:
 
 cdef void barrier_wait(rc_barrier *barrier) noexcept nogil:
     rc_barrier_wait(barrier)
+
+
+cdef void relay_init(rc_relay *relay, rc_pace *paces, int rank, int size) noexcept nogil:
+    rc_relay_init(relay, paces, rank, size)
+
+
+cdef void relay_pass(void *relay) noexcept nogil:
+    rc_relay_pass(relay)
+
+
+cdef void relay_wait(void *relay, int later) noexcept nogil:
+    rc_relay_wait(relay, later)
 
 
 cdef unsigned fp_begin() noexcept nogil:

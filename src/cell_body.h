@@ -307,13 +307,32 @@ static void step(const rc_step *s) {
     run(kind, &g);
 }
 
+/* A step of a team: the first tile takes what there is of k, and goes on when the rest is there. */
+static void run_shared(enum kind kind, product *g, const rc_sequence *q) {
+    vf sums[MAX_ROWS][4];
+    const ptrdiff_t k = g->shape->k;
+    const int cut = g->count > 0 && g->chains == 1 && g->row_end - g->row_begin <= WIDE_ROWS && q->ready < k;
+    q->wait(q->team, 0);
+    if (cut) {
+        g->sums = sums;
+        g->k_end = q->ready;
+        run_at(kind, g, 0);
+        g->k_begin = q->ready;
+        g->k_end = k;
+    }
+    q->wait(q->team, 1);
+    for (ptrdiff_t i = 0; i < g->count; i++, g->k_begin = 0) run_at(kind, g, i);
+    q->pass(q->team);
+}
+
 static void steps(const rc_step *first, const rc_sequence *q) {
     rc_step s = *first;
     const enum kind kind = kind_of(&s);
     product g;
     plan_step(kind, &g, &s);
     for (ptrdiff_t left = q->count; left > 0;) {
-        run(kind, &g);
+        if (q->team) run_shared(kind, &g, q);
+        else run(kind, &g);
         if (--left == 0) return;
         next_step(&s, q);
         g.backwards ^= q->alternates;

@@ -6,6 +6,7 @@
 #include <sched.h>
 #include <signal.h>
 #include <stdalign.h>
+#include <time.h>
 
 #include "cpu.h"
 #include "ticks.h"
@@ -425,4 +426,48 @@ void rc_barrier_wait(rc_barrier *b)
             return;
     } while (try_again(&p, b->crowded));
     barrier_sleep(b, before);
+}
+
+/* ---- relay ---- */
+
+enum { TRIES_BEFORE_A_NAP = 1000, NAP_NANOSECONDS = 50000 };
+
+void rc_relay_init(rc_relay *r, rc_pace *paces, int rank, int size)
+{
+    int threads = rc_pool_threads();
+    r->paces = paces;
+    r->rank = rank;
+    r->size = size;
+    r->crowded = is_crowded(size > threads ? size : threads);
+    r->epoch = rc_pool_epoch();
+    r->steps = 0;
+}
+
+void rc_relay_pass(void *relay)
+{
+    rc_relay *r = relay;
+    atomic_store_explicit(&r->paces[r->rank].steps, ++r->steps, memory_order_release);
+}
+
+/* To be told to wake up, a sleeper would have to announce itself, and all to look for it at each step. So it looks
+ * again by itself, after naps: who waits here for long waits for a thread that has lost its core. */
+static void wait_for_pace(const rc_relay *r, rc_pace *other)
+{
+    static const struct timespec nap = {0, NAP_NANOSECONDS};
+    patience p = {0, 0};
+    while (atomic_load_explicit(&other->steps, memory_order_acquire) < r->steps) {
+        if (try_again(&p, r->crowded) || p.tries < TRIES_BEFORE_A_NAP)
+            continue;
+        if (rc_pool_epoch() != r->epoch)
+            return;
+        nanosleep(&nap, 0);
+    }
+}
+
+void rc_relay_wait(void *relay, int later)
+{
+    rc_relay *r = relay;
+    const int begin = later ? r->rank + 1 : 0, end = later ? r->size : r->rank;
+    for (int i = begin; i < end; i++)
+        wait_for_pace(r, &r->paces[i]);
 }

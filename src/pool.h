@@ -11,6 +11,7 @@
 
 #include <pthread.h>
 #include <stdatomic.h>
+#include <stddef.h>
 
 #define RC_MAX_THREADS 512
 #define RC_CACHE_LINE 64
@@ -63,5 +64,28 @@ typedef struct {
 
 void rc_barrier_init(rc_barrier *barrier, int size);
 void rc_barrier_wait(rc_barrier *barrier);
+
+/* A team whose members go through the same steps, each at its own pace: a barrier in two halves, of which the second
+ * may wait for some of the others only, and later. */
+typedef struct {
+    _Atomic size_t steps; /* that this member has done */
+    char pad[2 * RC_CACHE_LINE - sizeof(size_t)]; /* written at each step: some processors fetch lines in pairs */
+} rc_pace;
+
+/* One member's view of it; `paces` has one for each member, in memory that starts with zeros. */
+typedef struct {
+    rc_pace *paces;
+    int rank, size, crowded;
+    unsigned epoch;
+    size_t steps; /* done by this member */
+} rc_relay;
+
+void rc_relay_init(rc_relay *relay, rc_pace *paces, int rank, int size);
+
+/* Tells the others that this member has done one more step: who waits for it sees what it wrote before. */
+void rc_relay_pass(void *relay);
+
+/* Returns when all members before this one, or with `later` those after it, have done as many steps as this one. */
+void rc_relay_wait(void *relay, int later);
 
 #endif

@@ -45,7 +45,7 @@ typedef struct product {
     int backwards; /* from the last panel to the first */
     int far;       /* as in rc_gemm */
     ptrdiff_t k_begin, k_end; /* the block of k at hand, usually all */
-    vf (*sums)[4];            /* by row: what the blocks before it came to */
+    vf (*sums)[4];            /* by panel and row: what the blocks before it came to */
     int wide;      /* panels that all rows take side by side; 1 where they fill a tile with one */
     void (*group)(const struct product *g, const real *b, ptrdiff_t row, ptrdiff_t panel, const real *later,
                   ptrdiff_t step); /* the tile for them */
@@ -146,13 +146,13 @@ INLINE void tile(enum kind kind, const int rows, const int panels, const int vec
                  const product *g, const real *b, ptrdiff_t row, ptrdiff_t panel, const real *later, ptrdiff_t step) {
     real *a[MAX_ROWS];
     vf acc[4][MAX_ROWS][4];
-    const int whole = panels > 1 || chains > 1; /* never in blocks */
+    const int whole = chains > 1; /* never in blocks */
     const int first = whole || g->k_begin == 0, last = whole || g->k_end == g->shape->k;
     rows_of(g->a, row, rows, a);
     if (first) {
         tile_start(kind, g->job, row, panel, rows, panels, vectors, acc[0]);
     } else {
-        EACH_VECTOR(p, r, v) acc[0][r][v] = g->sums[row - g->row_begin + r][v];
+        EACH_VECTOR(p, r, v) acc[0][p * rows + r][v] = g->sums[row - g->row_begin + p * rows + r][v];
     }
     UNROLL for (int s = 1; s < chains; s++) {
         UNROLL for (int v = 0; v < vectors; v++) acc[s][0][v] = v_zero();
@@ -169,7 +169,7 @@ INLINE void tile(enum kind kind, const int rows, const int panels, const int vec
     if (last) {
         tile_finish(kind, g->job, row, panel, rows, panels, vectors, acc[0]);
     } else {
-        EACH_VECTOR(p, r, v) g->sums[row - g->row_begin + r][v] = acc[0][r][v];
+        EACH_VECTOR(p, r, v) g->sums[row - g->row_begin + p * rows + r][v] = acc[0][p * rows + r][v];
     }
 }
 
@@ -287,7 +287,7 @@ static ptrdiff_t block_of(const product *g, const int vectors, ptrdiff_t most, p
     const ptrdiff_t k = g->shape->k, bytes = k * vectors * (ptrdiff_t)sizeof(vf);
     const ptrdiff_t size = count <= (most > 6 ? 1 : 4) ? RC_L1_BLOCK : L2_BLOCK, blocks = (bytes + size - 1) / size;
     if (rc_l3_is_fast() || bytes_of(g) < BEYOND_L2 || blocks <= 3) return k;
-    if (g->row_end - g->row_begin > BLOCKED_ROWS) return k;
+    if (g->row_end - g->row_begin > BLOCKED_ROWS || g->k_end - g->k_begin < k) return k; /* the latter: cut already */
     return ((k + blocks - 1) / blocks + 1) & ~(ptrdiff_t)1;
 }
 
@@ -348,15 +348,18 @@ static void plan_run(enum kind kind, product *g) {
     g->count = g->groups + panels - g->groups * wide;
 }
 
+/* A group or a panel of those that a run goes through. */
+INLINE void run_at(enum kind kind, const product *g, ptrdiff_t i) {
+    const ptrdiff_t at = g->backwards ? g->count - 1 - i : i;
+    const ptrdiff_t panel = g->panel_begin + (at < g->groups ? at * g->wide : g->groups * (g->wide - 1) + at);
+    const tiles *by_rows = all_tiles[kind][vectors_of(g, panel)];
+    if (at < g->groups) g->group(g, panel_of(g, panel), g->row_begin, panel, 0, 0);
+    else if (g->chains > 1) run_cut(by_rows, g, panel);
+    else run_panel(by_rows, g, panel);
+}
+
 /* All panels. Where every other step goes backwards, the panels that one step left in the cache are the first that the
  * next one reads: of weights larger than a cache, what fits stays. */
 static void run(enum kind kind, const product *g) {
-    for (ptrdiff_t i = 0; i < g->count; i++) {
-        const ptrdiff_t at = g->backwards ? g->count - 1 - i : i;
-        const ptrdiff_t panel = g->panel_begin + (at < g->groups ? at * g->wide : g->groups * (g->wide - 1) + at);
-        const tiles *by_rows = all_tiles[kind][vectors_of(g, panel)];
-        if (at < g->groups) g->group(g, panel_of(g, panel), g->row_begin, panel, 0, 0);
-        else if (g->chains > 1) run_cut(by_rows, g, panel);
-        else run_panel(by_rows, g, panel);
-    }
+    for (ptrdiff_t i = 0; i < g->count; i++) run_at(kind, g, i);
 }

@@ -126,8 +126,8 @@ def test_threads(kind, threads):
 @pytest.mark.parametrize("kind", KINDS)
 def test_threads_on_work_worth_sharing(kind, threads):
     sizes = [(96, 20, 32, 1, False), (130, 8, 17, 2, True), (512, 4, 1, 2, False), (64, 40, 33, 2, True),
-             (40, 3, 300, 1, False), (640, 3, 19, 1, True), (640, 2, 40, 1, False)]
-    for H, T, B, L, ragged in sizes:  # the last two with weights beyond L2, whose k comes in blocks
+             (40, 3, 300, 1, False), (640, 3, 19, 1, True), (640, 2, 40, 1, False), (1030, 2, 4, 1, False)]
+    for H, T, B, L, ragged in sizes:  # the last three with weights beyond L2, whose k comes in blocks
         lengths = tuple(int(n) for n in np.random.default_rng(H).integers(0, T + 1, B)) if ragged else None
         case = Case.random(kind, H, input_size=70, hidden_size=H, num_layers=L, proj_size=0, T=T, B=B, lengths=lengths)
         threads(1)

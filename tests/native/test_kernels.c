@@ -8,6 +8,7 @@
 #include "cpu.h"
 #include "dispatch.h"
 #include "kernels.h"
+#include "pool.h"
 
 enum { OUT = 5 }; /* a stride of the caller's own: rows that lie apart */
 
@@ -158,25 +159,51 @@ static void cell(const rc_kernels *k, enum rc_cell kind, ptrdiff_t units, ptrdif
     drop(h_prev, m), drop(dh, m), drop(d, m), free(bias);
 }
 
-/* Three steps in one call give the bits of three calls. */
+enum { MEMBERS = 3 };
+
+typedef struct {
+    const rc_kernels *k;
+    const rc_step *first;
+    const rc_sequence *q;
+    rc_pace paces[MEMBERS];
+} teamwork;
+
+/* Some of the panels, which may be none. */
+static void share_of_steps(void *ctx, int rank, int size)
+{
+    teamwork *w = ctx;
+    rc_step s = *w->first;
+    rc_sequence q = *w->q;
+    rc_relay relay;
+    rc_relay_init(&relay, w->paces, rank, size);
+    s.panel_begin = w->first->panel_end * rank / size;
+    s.panel_end = w->first->panel_end * (rank + 1) / size;
+    q.team = &relay, q.wait = rc_relay_wait, q.pass = rc_relay_pass;
+    q.ready = s.panel_end * w->k->lanes * (s.shape.gates > 1 ? 1 : 4);
+    w->k->steps(&s, &q);
+}
+
+/* Three steps in one call, of one thread or of a team, give the bits of three calls. */
 static void sequence(const rc_kernels *k, enum rc_cell kind, ptrdiff_t units, ptrdiff_t m)
 {
-    enum { STEPS = 3 };
+    enum { STEPS = 3, WAYS = 3 };
     const int gates = kind == RC_LSTM ? 4 : kind == RC_GRU ? 3 : 1;
     const ptrdiff_t wide = rc_vectors(units, k->lanes) * k->lanes, all = STEPS * m;
     const rc_shape shape = {units, units, gates};
     const rc_rows none = {NULL, 0, NULL};
     void *weights = packed(k, &shape), *bias = array(wide);
-    rc_rows g = apart(all, wide * gates), y[2], saved[2], saved_unit[2], h[2], next[2], c[2];
-    for (int i = 0; i < 2; i++) {
+    rc_rows g = apart(all, wide * gates), y[WAYS], saved[WAYS], saved_unit[WAYS], h[WAYS], next[WAYS], c[WAYS];
+    for (int i = 0; i < WAYS; i++) {
         y[i] = apart(all, units), saved[i] = rows(all, wide * gates), saved_unit[i] = rows(all, wide);
         h[i] = rows(m, wide), next[i] = rows(m, wide), c[i] = rows(m, wide);
     }
-    for (int i = 0; i < 2; i++) {
+    for (int i = 0; i < WAYS; i++) {
         rc_step s = {kind, 0, shape, rc_chains(gates, units), weights, bias, g, none, h[i], next[i], c[i], none, y[i],
                      saved[i], saved_unit[i], 0, m, 0, rc_panels(&shape, k->lanes), 0};
-        const rc_sequence q = {STEPS, m, m, 1};
-        if (i) k->steps(&s, &q);
+        const rc_sequence q = {.count = STEPS, .rows = m, .tape = m, .alternates = 1};
+        teamwork w = {.k = k, .first = &s, .q = &q};
+        if (i == 1) k->steps(&s, &q);
+        if (i == 2) rc_pool_run(share_of_steps, &w, MEMBERS);
         for (int t = 0; t < STEPS && !i; t++) {
             s.backwards = t % 2;
             s.gates.ptr = g.ptr + t * m, s.y.ptr = y[0].ptr + t * m;
@@ -186,13 +213,15 @@ static void sequence(const rc_kernels *k, enum rc_cell kind, ptrdiff_t units, pt
             k->step(&s);
         }
     }
-    int same = !memcmp(saved[0].base, saved[1].base, (size_t)(all * wide * gates) * itemsize);
-    for (ptrdiff_t i = 0; i < all; i++) same &= !memcmp(y[0].ptr[i], y[1].ptr[i], (size_t)units * itemsize);
-    if (!same) {
-        printf("%s: steps in one call have other bits than one by one\n", k->name);
-        exit(1);
+    for (int way = 1; way < WAYS; way++) {
+        int same = !memcmp(saved[0].base, saved[way].base, (size_t)(all * wide * gates) * itemsize);
+        for (ptrdiff_t i = 0; i < all; i++) same &= !memcmp(y[0].ptr[i], y[way].ptr[i], (size_t)units * itemsize);
+        if (!same) {
+            printf("%s: steps in one call%s have other bits than one by one\n", k->name, way == 1 ? "" : " of a team");
+            exit(1);
+        }
     }
-    for (int i = 0; i < 2; i++) {
+    for (int i = 0; i < WAYS; i++) {
         drop(y[i], all), drop(saved[i], all), drop(saved_unit[i], all), drop(h[i], m), drop(next[i], m), drop(c[i], m);
     }
     drop(g, all), free(weights), free(bias);
@@ -234,6 +263,9 @@ static void all(const rc_kernels *k)
 int main(void)
 {
     rc_l1_bytes = 48 << 10; /* with less there are no blocks */
+    if (rc_pool_init(2))
+        return 2;
+    rc_pool_set_threads(MEMBERS);
     for (int isa = 0; isa <= rc_cpu_isa(); isa++) all(rc_pick_f32(isa));
     all(rc_pick_f64());
     return 0;

@@ -81,6 +81,42 @@ static void test_barriers(void)
     }
 }
 
+/* Each rank reads what those before it and those after it wrote in the step before, between the two waits for them. */
+typedef struct {
+    rc_pace paces[MOST];
+    long cells[2][MOST]; /* by turns: a rank may be a step ahead of one that still reads */
+    long sums[MOST];
+} relayed;
+
+static void pass_on(void *ctx, int rank, int size)
+{
+    relayed *w = ctx;
+    rc_relay relay;
+    rc_relay_init(&relay, w->paces, rank, size);
+    for (int step = 1; step <= STEPS; step++) {
+        const long *before = w->cells[(step - 1) % 2];
+        rc_relay_wait(&relay, 0);
+        for (int i = 0; i <= rank; i++)
+            w->sums[rank] += before[i];
+        rc_relay_wait(&relay, 1);
+        for (int i = rank + 1; i < size; i++)
+            w->sums[rank] += before[i];
+        w->cells[step % 2][rank] = step;
+        rc_relay_pass(&relay);
+    }
+}
+
+static void test_relays(void)
+{
+    for (int size = 1; size <= MOST; size++) {
+        relayed w = {0};
+        rc_pool_set_threads(size);
+        CHECK(rc_pool_run(pass_on, &w, size) == size);
+        for (int i = 0; i < size; i++)
+            CHECK(w.sums[i] == (long)size * STEPS * (STEPS - 1) / 2);
+    }
+}
+
 /* Two halves of one team, each with a barrier of its own. */
 static void halves(void *ctx, int rank, int size)
 {
@@ -276,6 +312,7 @@ int main(void)
     in_child(march_in_threes); /* before first use */
     test_every_rank_runs_once();
     test_barriers();
+    test_relays();
     test_parts_of_a_team();
     test_nested_run_is_alone();
     test_many_callers();
