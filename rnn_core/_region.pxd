@@ -29,7 +29,7 @@ cdef struct Call:
     rc_stop stop
     rc_stop team_stop[3]               # of all threads, and of those of each direction
     rc_barrier barrier[3]
-    rc_pace *paces                     # with `units`: one for each thread
+    rc_pace *paces                     # forward: one for each thread
 
 cdef void forward_task(void *context, int rank, int size) noexcept nogil
 # Of layers whose steps are too small to be shared out: threads take turns with the chunks.

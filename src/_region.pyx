@@ -18,15 +18,17 @@ cdef enum:
     STEPS_A_LOOK = 64
 
 
-cdef Team make_team(Call *call, int which, int rank, int size, bint leader) noexcept nogil:
+cdef Team make_team(Call *call, int which, int first, int rank, int size) noexcept nogil:
+    """Member `rank` of a team of `size`, whose first one is rank `first` of the call."""
     cdef Team t
-    t.rank, t.size, t.leader, t.units = rank, size, leader, call.units and size > 1
+    cdef int at = first + rank
+    t.rank, t.size, t.leader, t.units = rank, size, at == 0, call.units and size > 1
     t.meets = size > 1 and (call.units or not equally_long(call.batch))
     t.barrier, t.stop, t.call = &call.barrier[which], &call.team_stop[which], &call.stop
     t.count, t.tick, t.look_every, t.until_look = 0, 0, call.look_every, 0
-    t.columns = NULL if call.columns == NULL else call.columns + rank * call.columns_each
-    if t.units:
-        relay_init(&t.relay, call.paces + (size + 1) // 2 * (which == 2), rank, size)
+    t.columns = NULL if call.columns == NULL else call.columns + at * call.columns_each
+    if t.units and call.paces != NULL:
+        relay_init(&t.relay, call.paces + first, rank, size)
     return t
 
 
@@ -34,13 +36,15 @@ cdef int prepare_teams(Call *call, int rank, int size, Team *all, Team *own, int
     """The team of all threads, and the one for a direction of its own where there are two for at least two threads.
     Rank 0 makes the barriers before run() starts the others. Returns how many directions a thread walks through."""
     cdef int half = (size + 1) // 2
-    all[0] = make_team(call, 0, rank, size, rank == 0)
+    all[0] = make_team(call, 0, 0, rank, size)
     own[0] = all[0]
     direction[0] = 0
     if call.directions == 2 and size > 1:
         direction[0] = rank >= half
-        own[0] = make_team(call, 1 + direction[0], rank - half if rank >= half else rank,
-                           size - half if rank >= half else half, rank == 0)
+        if direction[0]:
+            own[0] = make_team(call, 2, half, rank - half, size - half)
+        else:
+            own[0] = make_team(call, 1, 0, rank, half)
         return 1
     return call.directions
 
@@ -130,7 +134,7 @@ cdef void staged_task(void *context, int rank, int size) noexcept nogil:
     """The projection and the recurrence of each layer are stages, of which every thread takes some in a row: while the
     last thread, the caller, is at a chunk, the one before it is at the next chunk already."""
     cdef Call *call = <Call *>context
-    cdef Team all = make_team(call, 0, rank, size, rank == 0), alone = make_team(call, 0, 0, 1, rank == 0)
+    cdef Team all = make_team(call, 0, 0, rank, size), alone = make_team(call, 0, rank, 0, 1)
     cdef Pass span
     cdef ptrdiff_t begin, end, i, chunk
     cdef int layer, behind = size - 1 - rank
@@ -150,7 +154,7 @@ cdef void staged_task(void *context, int rank, int size) noexcept nogil:
 cdef void backward_task(void *context, int rank, int size) noexcept nogil:
     cdef Call *call = <Call *>context
     cdef Batch *b = call.batch
-    cdef Team all = make_team(call, 0, rank, size, rank == 0)
+    cdef Team all = make_team(call, 0, 0, rank, size)
     cdef BackPass *p
     cdef int layer, d
     cdef void **pointers = call.pointers + rank * call.pointers_each

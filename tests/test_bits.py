@@ -141,6 +141,20 @@ def test_threads_on_work_worth_sharing(kind, threads):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_two_directions_with_a_team_each(kind, threads):
+    for T, B in ((40, 1), (9, 5)):
+        shape = {"input_size": 256, "hidden_size": 256, "num_layers": 2, "proj_size": 0, "bidirectional": True}
+        case = Case.random(kind, T, **shape, T=T, B=B, lengths=None)
+        layer = case.layer()
+        x, state, _, _ = case.arrays()
+        threads(1)
+        want = run(layer, x, state)
+        for n in (2, 3, 4, 5, 7):
+            threads(n)
+            same(run(layer, x, state), want, n, "threads", case)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_threads_that_take_turns(kind, threads):
     """Steps too small to be shared out: some threads are a chunk ahead of others."""
     sizes = [(32, 500, 1, 1, False), (17, 160, 3, 2, True), (20, 300, 2, 3, False), (24, 200, 5, 1, True)]
