@@ -125,8 +125,8 @@ cdef class Network:
         return np.array([p.chunks.begin[i + 1] for i in range(p.chunks.count)], np.int64)
 
     cdef bint by_units(self, ptrdiff_t rows, int threads) noexcept:
-        """Share out hidden units rather than sequences? They then meet once a step, and each reads only its part of R.
-        That pays for the more sequences the less of R one core's cache holds."""
+        """Share out hidden units rather than sequences? They then wait for each other once a step, and each reads
+        only its part of R. That pays for the more sequences the less of R one core's cache holds."""
         cdef size_t weights = self.units * self.out * gates_of(self.cell) * self.kernels.itemsize
         cdef size_t cache = cache_bytes(2)
         return rows < (4 if 2 * weights <= cache else 8 if weights <= cache else 32) * threads
