@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cases import KINDS, Case, cell_of, parts, public, python_env, run_python, same
-from rnn_core._step import Stepper
 
 import rnn_core as rc
+from rnn_core._step import Stepper
 
 # ---- Many Python threads -------------------------------------------------------------------------------------------
 
