@@ -1,4 +1,4 @@
-"""Calls of every kind of the recurrent layers with 2 and 3 threads, for `make sanitize` to run under TSan."""
+"""Calls of every kind of the recurrent layers with 2, 3 and 5 threads, for `make sanitize` to run under TSan."""
 
 import itertools
 
@@ -43,7 +43,7 @@ def main():
     def normal(*shape):
         return rng.standard_normal(shape, dtype=np.float32)
 
-    for threads, cell in itertools.product((2, 3), (rc.RNN, rc.LSTM, rc.GRU)):
+    for threads, cell in itertools.product((2, 3, 5), (rc.RNN, rc.LSTM, rc.GRU)):
         rc.set_num_threads(threads)
         for T, B, I, H, L, bidirectional in SHAPES:
             layer, x = cell(I, H, L, seed=0, bidirectional=bidirectional), normal(T, B, I)
