@@ -40,7 +40,6 @@ cdef extern from "kernels.h" nogil:
         ptrdiff_t count, rows, tape
         int alternates
         void *team
-        ptrdiff_t ready
         void (*wait)(void *team, int later) noexcept nogil
         void (*pass_on "pass")(void *team) noexcept nogil
     ctypedef struct rc_step_back:

@@ -240,6 +240,8 @@ cdef class Plan:
 
 # lengths: int64 (rows), or None; order: longest_first(lengths), where it is known or that of a longer batch.
 cdef Plan make_plan(ptrdiff_t steps, ptrdiff_t rows, ptrdiff_t most, object lengths, object order=*)
+# The same, from `kept` where lengths are None and it was made for the same: a list of the last such plan, or empty.
+cdef Plan plan_of(list kept, ptrdiff_t steps, ptrdiff_t rows, ptrdiff_t most, object lengths, object order)
 cdef Block plan_chunks(Chunks *c, const Batch *b, ptrdiff_t most)
 cdef View user_view(Block memory, const Batch *b, object array, int layout, ptrdiff_t width, ptrdiff_t column,
                     ptrdiff_t steps, object offsets, size_t itemsize) except *

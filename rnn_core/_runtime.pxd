@@ -33,6 +33,7 @@ cdef void set_eager(bint eager) noexcept nogil
 cdef int num_threads() noexcept nogil
 cdef void barrier_init(rc_barrier *barrier, int size) noexcept nogil
 cdef void barrier_wait(rc_barrier *barrier) noexcept nogil
+# For teams that go through the same steps; see pool.h.
 cdef void relay_init(rc_relay *relay, rc_pace *paces, int rank, int size) noexcept nogil
 cdef void relay_pass(void *relay) noexcept nogil
 cdef void relay_wait(void *relay, int later) noexcept nogil

@@ -19,8 +19,8 @@ from rnn_core._gradients cimport groups_of, second_size, take_second
 from rnn_core._kernels cimport *
 from rnn_core._norms cimport norm_back_bytes, norm_bytes, take_norms, take_norms_back
 from rnn_core._plan cimport BATCH_FIRST, CONCATENATED, LN_HH, LN_IH, PACKED, TIME_MAJOR, Batch, Block, Direction, \
-    Plan, Table, View, Weights, compact_view, equally_long, gates_of, load_state, pack, padded, part_of, \
-    make_plan, plan_chunks, reuse, store_state, user_view, whole
+    Plan, Table, View, Weights, compact_view, equally_long, gates_of, load_state, make_plan, pack, padded, part_of, \
+    plan_chunks, plan_of, reuse, store_state, user_view, whole
 from rnn_core._region cimport Call, backward_task, forward_task, run_call, staged_task
 from rnn_core._runtime cimport cache_bytes, kernels_f32, num_threads, rc_pace
 from rnn_core._variants cimport Variants
@@ -144,19 +144,6 @@ cdef class Network:
             return 1
         return min(num_threads(), 2 * self.layers)
 
-    cdef Plan plan_of(self, ptrdiff_t steps, ptrdiff_t rows, ptrdiff_t most, lengths, order):
-        """The plan of a call; that of the last batch of equal lengths is kept."""
-        cdef Plan last
-        if lengths is not None:
-            return make_plan(steps, rows, most, lengths, order)
-        if self.plans:  # a list: without the GIL another thread may replace it meanwhile
-            last = self.plans[0]
-            if last.steps == steps and last.rows == rows and last.most == most:
-                return last
-        last = make_plan(steps, rows, most, None)
-        self.plans[:] = [last]
-        return last
-
     # -- scratch
 
     cdef Block check_out(self, size_t bytes):
@@ -224,7 +211,7 @@ cdef class Network:
             call.staged = threads > 1
         if call.staged:
             most = min(most, n // STAGED_CHUNKS)
-        cdef Plan plan = self.plan_of(steps, rows, most, lengths, order)
+        cdef Plan plan = plan_of(self.plans, steps, rows, most, lengths, order)
         b[0], call.chunks = plan.batch, plan.chunks
         cdef ptrdiff_t chunk = call.chunks.tokens, hats = n if keep else rows + threads
         call.held = chunk * (1 + call.staged)
@@ -348,7 +335,7 @@ cdef class Network:
         tape.weights.need_backward()
         memset(&call, 0, sizeof(Call))
         call.kernels, call.batch, call.layers, call.directions = self.kernels, b, self.layers, self.directions
-        cdef Block _memory = plan_chunks(&call.chunks, b, CHUNK_TOKENS)
+        cdef Block _chunk_memory = plan_chunks(&call.chunks, b, CHUNK_TOKENS)
         cdef int groups = self.groups(tape)
         cdef ptrdiff_t chunk = call.chunks.tokens
         call.units = self.by_units(b.rows, threads) and not self.has_projection() and all_dh is None

@@ -351,7 +351,6 @@ cdef void plain_steps(const Pass *p, const Batch *b, const Part *part, Team *tea
     q.team = NULL
     if team.units:
         q.team, q.wait, q.pass_on = &team.relay, relay_wait, relay_pass
-        q.ready = part.gates_end * p.kernels.lanes * (1 if p.d.r.gates > 1 else 4)
     q.count, q.rows, q.alternates = count, s.row_end, s.row_end < FEW_ROWS
     q.tape = place(b, t + 1, part.row_begin, s.row_end) - place(b, t, part.row_begin, s.row_end)
     if p.reverse:
@@ -415,6 +414,6 @@ cdef bint forward_chunks(const Pass *p, const Batch *b, Team *team, const Chunks
             return True
         if recurs and chunk_steps(p, b, &part, team, begin, end, &rows):
             return True
-        if team.meets and not team.units and meet(team):  # now and then, so that all can leave
+        if team.meets and i + 1 < last - first and meet(team):  # so that all can leave
             return True
     return False

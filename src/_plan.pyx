@@ -373,6 +373,19 @@ cdef Plan make_plan(ptrdiff_t steps, ptrdiff_t rows, ptrdiff_t most, object leng
     return p
 
 
+cdef Plan plan_of(list kept, ptrdiff_t steps, ptrdiff_t rows, ptrdiff_t most, object lengths, object order):
+    cdef Plan last
+    if lengths is not None:
+        return make_plan(steps, rows, most, lengths, order)
+    if kept:  # never emptied again: without the GIL another thread may only have replaced what it holds
+        last = kept[0]
+        if last.steps == steps and last.rows == rows and last.most == most:
+            return last
+    last = make_plan(steps, rows, most, None)
+    kept[:] = [last]
+    return last
+
+
 cdef View user_view(Block memory, const Batch *b, object array, int layout, ptrdiff_t width, ptrdiff_t column,
                     ptrdiff_t steps, object offsets, size_t itemsize) except *:
     """The caller's array as rows of tokens; `column` starts this direction's part of a row of `width`."""

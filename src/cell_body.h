@@ -310,14 +310,14 @@ static void step(const rc_step *s) {
 /* A step of a team: the first tile takes what there is of k, and goes on when the rest is there. */
 static void run_shared(enum kind kind, product *g, const rc_sequence *q) {
     vf sums[MAX_ROWS][4];
-    const ptrdiff_t k = g->shape->k;
-    const int cut = g->count > 0 && g->chains == 1 && g->row_end - g->row_begin <= WIDE_ROWS && q->ready < k;
+    const ptrdiff_t k = g->shape->k, there = g->panel_end * (g->shape->gates > 1 ? 1 : 4) * LANES;
+    const int cut = g->count > 0 && g->chains == 1 && g->row_end - g->row_begin <= WIDE_ROWS && there < k;
     q->wait(q->team, 0);
     if (cut) {
         g->sums = sums;
-        g->k_end = q->ready;
+        g->k_end = there;
         run_at(kind, g, 0);
-        g->k_begin = q->ready;
+        g->k_begin = there;
         g->k_end = k;
     }
     q->wait(q->team, 1);

@@ -109,10 +109,10 @@ typedef struct {
     ptrdiff_t count;
     ptrdiff_t rows, tape;
     int alternates; /* every other step takes the panels the other way round */
-    /* NULL, or the team that shares out the panels. Before a step only rows [0, ready) of k are known to be there, once
-     * wait(team, 0) has returned; the others are after wait(team, 1). `pass` tells the team that the step is done. */
+    /* NULL, or the team whose members share out the panels in ascending order. Once wait(team, 0) has returned, the
+     * units of this member and those before it are there for the next step; all are after wait(team, 1). `pass` tells
+     * the team that the step is done. */
     void *team;
-    ptrdiff_t ready;
     void (*wait)(void *team, int later);
     void (*pass)(void *team);
 } rc_sequence;

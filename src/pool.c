@@ -376,13 +376,19 @@ int rc_pool_awake(int want)
 
 /* ---- barrier ---- */
 
+/* A part of a team shares the cores with the rest of it. */
+static int is_crowded_team(int size)
+{
+    const int threads = rc_pool_threads();
+    return is_crowded(size > threads ? size : threads);
+}
+
 enum { ONE_PHASE = 1 << 16, ARRIVALS = ONE_PHASE - 1 };
 
 void rc_barrier_init(rc_barrier *b, int size)
 {
-    int threads = rc_pool_threads(); /* a part of a team shares the cores with the rest of it */
     b->size = size;
-    b->crowded = is_crowded(size > threads ? size : threads);
+    b->crowded = is_crowded_team(size);
     b->epoch = rc_pool_epoch();
     atomic_init(&b->state, 0);
     atomic_init(&b->sleepers, 0);
@@ -434,11 +440,10 @@ enum { TRIES_BEFORE_A_NAP = 1000, NAP_NANOSECONDS = 50000 };
 
 void rc_relay_init(rc_relay *r, rc_pace *paces, int rank, int size)
 {
-    int threads = rc_pool_threads();
     r->paces = paces;
     r->rank = rank;
     r->size = size;
-    r->crowded = is_crowded(size > threads ? size : threads);
+    r->crowded = is_crowded_team(size);
     r->epoch = rc_pool_epoch();
     r->steps = 0;
 }

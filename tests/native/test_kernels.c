@@ -179,7 +179,6 @@ static void share_of_steps(void *ctx, int rank, int size)
     s.panel_begin = w->first->panel_end * rank / size;
     s.panel_end = w->first->panel_end * (rank + 1) / size;
     q.team = &relay, q.wait = rc_relay_wait, q.pass = rc_relay_pass;
-    q.ready = s.panel_end * w->k->lanes * (s.shape.gates > 1 ? 1 : 4);
     w->k->steps(&s, &q);
 }
 
