@@ -47,7 +47,7 @@ cdef extern from "kernels.h" nogil:
         int phase
         ptrdiff_t units
         rc_rows saved, saved_unit, h_prev, dy, dh, dc, reset, dz
-        ptrdiff_t row_begin, row_end, unit_begin, unit_end
+        ptrdiff_t row_begin, row_end, unit_begin, unit_end, ahead, dy_ahead
     ctypedef struct rc_norm:
         ptrdiff_t units
         int gates

@@ -102,6 +102,18 @@ cdef rc_rows tape_rows(char *tape, ptrdiff_t stride, const Batch *b, const Team 
     return rows_by(pointers)
 
 
+cdef void look_ahead(const BackPass *p, const Batch *b, const Part *part, rc_step_back *s, ptrdiff_t t,
+                     ptrdiff_t n) noexcept nogil:
+    """How far the rows of the step that comes next are from this one's: worth fetching, whether exact or not."""
+    cdef ptrdiff_t later = t + 1 if p.reverse else t - 1
+    s.ahead, s.dy_ahead = 0, 0
+    if not 0 <= later < b.steps:
+        return
+    s.ahead = place(b, later, part.row_begin, n) - place(b, t, part.row_begin, n)
+    if s.dy.ptr != NULL and n:
+        s.dy_ahead = (token(&p.dy, b, later, part.row_begin) - <char *>s.dy.ptr[0]) // <ptrdiff_t>p.kernels.itemsize
+
+
 cdef void prepare(BackPass *p, const Batch *b, const Team *team, const Part *part, rc_step_back *s, ptrdiff_t t,
                   ptrdiff_t n, void **pointers) noexcept nogil:
     """The step's rows. pointers: 6 n of them, the fourth n of which stay free."""
@@ -123,6 +135,7 @@ cdef void prepare(BackPass *p, const Batch *b, const Team *team, const Part *par
         for m in range(n):
             pointers[n + m] = token(&p.dy, b, t, part.row_begin + m)
         s.dy = rows_by(pointers + n)
+    look_ahead(p, b, part, s, t, n)
 
 
 cdef void enter_variant(BackPass *p, const Batch *b, const Part *part, rc_step_back *s, ptrdiff_t t,

@@ -230,6 +230,7 @@ cdef void step_layer_back(const Feed *f, int layer, Py_ssize_t t, Py_ssize_t row
         s.dy = rows_at(f.djoined + (base * (f.net.width + h) + f.net.width) * size, f.net.width + h)
     s.dh, s.dc, s.dz = at(l.dh, row, units, f), at(l.dc, row, units, f), at(l.dz, base, l.d.dz, f)
     s.row_end, s.unit_end = n, rc_vectors(h, f.net.kernels.lanes)
+    s.ahead = f.first[t - 1] - f.first[t] if t else 0
     f.net.cells.step_back(&s)
     multiply(f.net.cells, &l.d.rt, l.d.rt_packed, NULL, True, True,
              rows_at(<char *>s.dz.base + l.d.recurrent[0].column * size, l.d.dz), s.dh, n)

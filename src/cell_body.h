@@ -115,14 +115,6 @@ INLINE vf lstm_c(const rc_step_back *s, ptrdiff_t row, ptrdiff_t j) {
     return v_fma(v_load(gate + LANES), c_prev, v_mul(v_load(gate), v_load(gate + 2 * LANES)));
 }
 
-/* The tape comes from beyond L2, five vectors for one: more than the processor fetches by itself. */
-#define UNITS_AHEAD 24
-INLINE void lstm_fetch(const rc_step_back *s, ptrdiff_t row, ptrdiff_t j) {
-    const real *gate = row_of(&s->saved, row) + j * 4 * LANES;
-    UNROLL for (int v = 0; v < 4; v++) __builtin_prefetch(gate + v * LANES);
-    __builtin_prefetch(unit_of(&s->saved_unit, row, j));
-}
-
 /* With several threads the others have read these lines of dz for the weights' gradients: each store alone would wait
  * for its line in turn. */
 INLINE void dz_fetch(const rc_step_back *s, const int gates, ptrdiff_t row, ptrdiff_t j) {
@@ -349,6 +341,18 @@ INLINE void unit_back(const enum rc_cell cell, const rc_step_back *s, ptrdiff_t 
     }
 }
 
+/* Into L2: of the tape and of dy what the next step will read, of h_prev what the weights' gradients will. So many
+ * streams, which begin anew at each step, the processor does not fetch by itself. */
+INLINE void back_fetch(const enum rc_cell cell, const rc_step_back *s, ptrdiff_t row, ptrdiff_t j) {
+    const int gates = cell == RC_LSTM ? 4 : cell == RC_GRU || cell == RC_GRU_RESET_BEFORE ? 3 : 1;
+    const ptrdiff_t unit = (s->ahead * rc_vectors(s->units, LANES) + j) * LANES;
+    const real *gate = row_of(&s->saved, row) + unit * gates;
+    UNROLL for (int v = 0; v < gates; v++) __builtin_prefetch(gate + v * LANES, 0, 2);
+    if (cell == RC_LSTM || cell == RC_GRU) __builtin_prefetch(row_of(&s->saved_unit, row) + unit, 0, 2);
+    if (has_rows(&s->dy)) __builtin_prefetch(unit_of(&s->dy, row, j) + s->dy_ahead, 0, 2);
+    if (has_rows(&s->h_prev)) __builtin_prefetch(unit_of(&s->h_prev, row, j), 0, 2);
+}
+
 /* `cell` is a constant, and s a copy that no store can reach: what is the same for all units is computed once. */
 INLINE void back(const enum rc_cell cell, rc_step_back s) {
     const rc_rows dz = s.dz;
@@ -359,7 +363,7 @@ INLINE void back(const enum rc_cell cell, rc_step_back s) {
             const int count = s.unit_end - j < SIDE_BY_SIDE ? (int)(s.unit_end - j) : SIDE_BY_SIDE;
             vf tanh_c[SIDE_BY_SIDE];
             for (int i = 0; i < count; i++) dz_fetch(&s, gradients, row, j + i);
-            for (int i = 0; i < count && cell == RC_LSTM; i++) lstm_fetch(&s, row, j + UNITS_AHEAD + i);
+            for (int i = 0; i < count; i++) back_fetch(cell, &s, row, j + i);
             for (int i = 0; i < count; i++) tanh_c[i] = cell == RC_LSTM ? lstm_c(&s, row, j + i) : v_zero();
             if (cell == RC_LSTM) tanh_all(tanh_c, count);
             for (int i = 0; i < count; i++) unit_back(cell, &s, row, j + i, tanh_c[i]);

@@ -114,29 +114,41 @@ static void gemm(const rc_gemm *job) {
 #define STRIP (4 * LANES)
 #define AHEAD_APART 16 /* rows of a to fetch ahead: they lie apart, so that the processor does not do it by itself */
 
-/* The vectors of a strip when `left` columns are left, and the elements in its last one. */
-INLINE int strip_vectors(ptrdiff_t left) { return left < STRIP ? (int)rc_vectors(left, LANES) : 4; }
-INLINE ptrdiff_t strip_tail(ptrdiff_t left) {
-    const ptrdiff_t tail = left - (strip_vectors(left) - 1) * LANES;
-    return tail < LANES ? tail : LANES;
-}
-
-/* Four vectors of columns of x over a block of rows, of one side of the product, and where they are packed. */
+/* Four vectors of columns of x over a block of rows: `columns` of one side of the product, then the first `more` of
+ * the side beside it; and where they are packed. */
 typedef struct {
     const rc_outer *side;
-    ptrdiff_t row, column, tail; /* the first row and column, and the elements in the last vector */
+    ptrdiff_t row, column, columns, more; /* `row` and `column` are the first */
     int vectors;
     real *packed;
 } strip;
 
-static ptrdiff_t strips_of(const rc_outer *side) { return side ? (side->n + STRIP - 1) / STRIP : 0; }
+INLINE ptrdiff_t least_of(ptrdiff_t a, ptrdiff_t b) { return a < b ? a : b; }
 
-/* Strip i of both sides, from row `row` of x on. */
+/* Columns of strips up to where the side beside begins: in the middle of a strip where that saves a vector. */
+static ptrdiff_t own_columns(const rc_outer *o) {
+    const ptrdiff_t n = o->n, beside = o->beside ? o->beside->n : 0;
+    const int saves = rc_vectors(n + beside, LANES) < rc_vectors(n, LANES) + rc_vectors(beside, LANES);
+    return saves ? n : (n + STRIP - 1) / STRIP * STRIP;
+}
+
+static ptrdiff_t strips_of(const rc_outer *o) {
+    return (own_columns(o) + (o->beside ? o->beside->n : 0) + STRIP - 1) / STRIP;
+}
+
+/* Strip i, from row `row` of x on. */
 static strip strip_at(const rc_outer *o, ptrdiff_t i, ptrdiff_t row, real *packed) {
-    const ptrdiff_t own = strips_of(o);
-    const rc_outer *side = i < own ? o : o->beside;
-    const ptrdiff_t column = (i < own ? i : i - own) * STRIP, left = side->n - column;
-    return (strip){side, row, column, strip_tail(left), strip_vectors(left), packed};
+    const ptrdiff_t own = own_columns(o), column = i * STRIP - (i * STRIP < own ? 0 : own);
+    strip s = {i * STRIP < own ? o : o->beside, row, column, 0, 0, 4, packed};
+    s.columns = least_of(s.side->n - column, STRIP);
+    if (s.side == o && own == o->n && o->beside) s.more = least_of(STRIP - s.columns, o->beside->n);
+    s.vectors = (int)rc_vectors(s.columns + s.more, LANES);
+    return s;
+}
+
+/* to <- n columns of a row of x */
+INLINE void copy_columns(real *to, const real *x, ptrdiff_t n) {
+    for (ptrdiff_t j = 0; j < n; j += LANES) store_units(to, j / LANES, n, load_units(x, j / LANES, n));
 }
 
 /* Row k of a strip to where it is packed: however far apart the rows of x lie, and whatever their number is a multiple
@@ -144,8 +156,14 @@ static strip strip_at(const rc_outer *o, ptrdiff_t i, ptrdiff_t row, real *packe
 INLINE void pack_row(const strip *s, const int vectors, ptrdiff_t k) {
     const real *x = row_of(&s->side->x, s->row + k) + s->column;
     real *to = s->packed + k * vectors * LANES;
-    UNROLL for (int v = 0; v < vectors; v++, to += LANES)
-        v_store(to, load_units(x, v, v + 1 < vectors ? (v + 1) * LANES : v * LANES + s->tail));
+    if (s->more) {
+        v_store(to + (vectors - 1) * LANES, v_zero());
+        copy_columns(to, x, s->columns);
+        copy_columns(to + s->columns, row_of(&s->side->beside->x, s->row + k), s->more);
+        return;
+    }
+    UNROLL for (int v = 0; v < vectors; v++)
+        v_store(to + v * LANES, load_units(x, v, v + 1 < vectors ? (v + 1) * LANES : s->columns));
 }
 
 /* acc[r][v] += sum_k a[k][r] * x[k][v] over k in [begin, end), with `fetch` of rows of a that lie apart; these go to
@@ -167,13 +185,28 @@ INLINE void outer_products(const int rows, const int vectors, const int fetch, c
 
 INLINE void add_units(real *row, ptrdiff_t n, vf v) { store_units(row, 0, n, v_add(load_units(row, 0, n), v)); }
 
-/* c[r][v] += sum_k a[k][r] * x[k][v] over `count` rows k of a strip. With `packed` the tile's columns of a are left
+/* row <- row + n columns of x */
+INLINE void add_columns(real *row, const real *x, ptrdiff_t n) {
+    for (ptrdiff_t j = 0; j < n; j += LANES) add_units(row + j, n - j, load_units(x, j / LANES, n));
+}
+
+/* Rows of C from row m on += sums, of a strip that takes columns of both sides. */
+static __attribute__((noinline)) void add_to_both(const strip *s, int rows, ptrdiff_t m, real (*sums)[STRIP]) {
+    const rc_outer *beside = s->side->beside;
+    real *c = (real *)s->side->c + m * s->side->c_stride + s->column, *d = (real *)beside->c + m * beside->c_stride;
+    for (int r = 0; r < rows; r++, c += s->side->c_stride, d += beside->c_stride) {
+        add_columns(c, sums[r], s->columns);
+        add_columns(d, sums[r] + s->columns, s->more);
+    }
+}
+
+/* C[m + r][v] += sum_k a[k][r] * x[k][v] over `count` rows k of a strip. With `packed` the tile's columns of a are left
  * there, row after row. */
 INLINE void outer_tile(const int rows, const int vectors, const int pack_x, const strip *s, const real *a,
-                       ptrdiff_t a_stride, ptrdiff_t count, real *c, real *packed) {
+                       ptrdiff_t a_stride, ptrdiff_t count, ptrdiff_t m, real *packed) {
     vf acc[OUTER_ROWS][4];
     const ptrdiff_t c_stride = s->side->c_stride, piece = count / rows; /* as in multiply_far */
-    real *to = c;
+    real *c = (real *)s->side->c + m * c_stride + s->column, *to = c, sums[OUTER_ROWS][STRIP];
     UNROLL for (int r = 0; r < rows; r++) {
         UNROLL for (int v = 0; v < vectors; v++) acc[r][v] = v_zero();
     }
@@ -184,17 +217,24 @@ INLINE void outer_tile(const int rows, const int vectors, const int pack_x, cons
         else if (a_stride == OUTER_ROWS) outer_products(rows, vectors, 0, pack_x, s, a, OUTER_ROWS, begin, end, 0, acc);
         else outer_products(rows, vectors, 1, pack_x, s, a, a_stride, begin, end, 0, acc);
     }
+    if (s->more) {
+        UNROLL for (int r = 0; r < rows; r++) {
+            UNROLL for (int v = 0; v < vectors; v++) v_store(sums[r] + v * LANES, acc[r][v]);
+        }
+        add_to_both(s, rows, m, sums);
+        return;
+    }
     UNROLL for (int r = 0; r < rows; r++, c += c_stride) {
         UNROLL for (int v = 0; v < vectors; v++)
-            add_units(c + v * LANES, v + 1 < vectors ? LANES : s->tail, acc[r][v]);
+            add_units(c + v * LANES, v + 1 < vectors ? LANES : s->columns - v * LANES, acc[r][v]);
     }
 }
 
-typedef void outer_fn(const strip *s, const real *a, ptrdiff_t a_stride, ptrdiff_t count, real *c, real *packed);
+typedef void outer_fn(const strip *s, const real *a, ptrdiff_t a_stride, ptrdiff_t count, ptrdiff_t m, real *packed);
 #define OUTER_TILE(name, rows, vectors, pack_x) \
     static __attribute__((noinline)) void name(const strip *s, const real *a, ptrdiff_t a_stride, ptrdiff_t count, \
-                                               real *c, real *packed) { \
-        if (rows <= OUTER_ROWS) outer_tile(rows, vectors, pack_x, s, a, a_stride, count, c, packed); \
+                                               ptrdiff_t m, real *packed) { \
+        if (rows <= OUTER_ROWS) outer_tile(rows, vectors, pack_x, s, a, a_stride, count, m, packed); \
     }
 #define OUTER_PAIR(rows, v) \
     OUTER_TILE(outer_##rows##_##v, rows, v, 0) OUTER_TILE(outer_##rows##_##v##_first, rows, v, 1)
@@ -225,8 +265,8 @@ static void outer_block(const rc_outer *o, ptrdiff_t k, ptrdiff_t count, ptrdiff
         for (const strip *s = strips; s < strips + (last - first); s++) {
             const int is_packed = pack && s > strips;
             outer_tiles[rows][s->vectors][m == o->m_begin](
-                s, is_packed ? packed : a, is_packed ? OUTER_ROWS : o->a.stride, count,
-                (real *)s->side->c + m * s->side->c_stride + s->column, pack && !is_packed ? packed : 0);
+                s, is_packed ? packed : a, is_packed ? OUTER_ROWS : o->a.stride, count, m,
+                pack && !is_packed ? packed : 0);
         }
     }
 }
@@ -235,7 +275,7 @@ static void outer_block(const rc_outer *o, ptrdiff_t k, ptrdiff_t count, ptrdiff
  * a tenth of the time where they lie in L3. */
 static void outer(const rc_outer *o) {
     _Alignas(64) real one[RC_OUTER_ROWS * STRIP];
-    const ptrdiff_t n = o->n + (o->beside ? o->beside->n : 0), strips = strips_of(o) + strips_of(o->beside);
+    const ptrdiff_t n = o->n + (o->beside ? o->beside->n : 0), strips = strips_of(o);
     const int large = o->columns && (o->m_end - o->m_begin) * n >= RC_OUTER_LARGE;
     const ptrdiff_t most = large ? RC_OUTER_COLUMNS / STRIP : 1, blocks = (strips + most - 1) / most;
     const ptrdiff_t each = blocks ? (strips + blocks - 1) / blocks : 0; /* strips of a block, evenly */
