@@ -104,7 +104,8 @@ cdef rc_rows tape_rows(char *tape, ptrdiff_t stride, const Batch *b, const Team 
 
 cdef void look_ahead(const BackPass *p, const Batch *b, const Part *part, rc_step_back *s, ptrdiff_t t,
                      ptrdiff_t n) noexcept nogil:
-    """How far the rows of the step that comes next are from this one's: worth fetching, whether exact or not."""
+    """How far the rows of the step that comes next are from this one's. No result depends on it: where a tape's parts
+    are not the threads', or lengths differ, it may be off."""
     cdef ptrdiff_t later = t + 1 if p.reverse else t - 1
     s.ahead, s.dy_ahead = 0, 0
     if not 0 <= later < b.steps:

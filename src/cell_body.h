@@ -341,16 +341,16 @@ INLINE void unit_back(const enum rc_cell cell, const rc_step_back *s, ptrdiff_t 
     }
 }
 
-/* Into L2: of the tape and of dy what the next step will read, of h_prev what the weights' gradients will. So many
- * streams, which begin anew at each step, the processor does not fetch by itself. */
+/* Into L2: of the tape and of dy what the next step will read, of h_prev, which a GRU reads itself, what the weights'
+ * gradients will. So many streams, which begin anew at each step, the processor does not fetch by itself. */
 INLINE void back_fetch(const enum rc_cell cell, const rc_step_back *s, ptrdiff_t row, ptrdiff_t j) {
-    const int gates = cell == RC_LSTM ? 4 : cell == RC_GRU || cell == RC_GRU_RESET_BEFORE ? 3 : 1;
+    const int is_gru = cell == RC_GRU || cell == RC_GRU_RESET_BEFORE, gates = cell == RC_LSTM ? 4 : is_gru ? 3 : 1;
     const ptrdiff_t unit = (s->ahead * rc_vectors(s->units, LANES) + j) * LANES;
     const real *gate = row_of(&s->saved, row) + unit * gates;
     UNROLL for (int v = 0; v < gates; v++) __builtin_prefetch(gate + v * LANES, 0, 2);
     if (cell == RC_LSTM || cell == RC_GRU) __builtin_prefetch(row_of(&s->saved_unit, row) + unit, 0, 2);
     if (has_rows(&s->dy)) __builtin_prefetch(unit_of(&s->dy, row, j) + s->dy_ahead, 0, 2);
-    if (has_rows(&s->h_prev)) __builtin_prefetch(unit_of(&s->h_prev, row, j), 0, 2);
+    if (!is_gru && has_rows(&s->h_prev)) __builtin_prefetch(unit_of(&s->h_prev, row, j), 0, 2);
 }
 
 /* `cell` is a constant, and s a copy that no store can reach: what is the same for all units is computed once. */

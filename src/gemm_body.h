@@ -141,14 +141,14 @@ static strip strip_at(const rc_outer *o, ptrdiff_t i, ptrdiff_t row, real *packe
     const ptrdiff_t own = own_columns(o), column = i * STRIP - (i * STRIP < own ? 0 : own);
     strip s = {i * STRIP < own ? o : o->beside, row, column, 0, 0, 4, packed};
     s.columns = least_of(s.side->n - column, STRIP);
-    if (s.side == o && own == o->n && o->beside) s.more = least_of(STRIP - s.columns, o->beside->n);
+    if (s.side == o && column + STRIP > own) s.more = least_of(column + STRIP - own, o->beside->n);
     s.vectors = (int)rc_vectors(s.columns + s.more, LANES);
     return s;
 }
 
 /* to <- n columns of a row of x */
 INLINE void copy_columns(real *to, const real *x, ptrdiff_t n) {
-    for (ptrdiff_t j = 0; j < n; j += LANES) store_units(to, j / LANES, n, load_units(x, j / LANES, n));
+    for (ptrdiff_t j = 0; j < rc_vectors(n, LANES); j++) store_units(to, j, n, load_units(x, j, n));
 }
 
 /* Row k of a strip to where it is packed: however far apart the rows of x lie, and whatever their number is a multiple
@@ -187,7 +187,7 @@ INLINE void add_units(real *row, ptrdiff_t n, vf v) { store_units(row, 0, n, v_a
 
 /* row <- row + n columns of x */
 INLINE void add_columns(real *row, const real *x, ptrdiff_t n) {
-    for (ptrdiff_t j = 0; j < n; j += LANES) add_units(row + j, n - j, load_units(x, j / LANES, n));
+    for (ptrdiff_t j = 0; j < rc_vectors(n, LANES); j++) add_units(row + j * LANES, n - j * LANES, load_units(x, j, n));
 }
 
 /* Rows of C from row m on += sums, of a strip that takes columns of both sides. */

@@ -128,7 +128,7 @@ typedef struct {
     int phase; /* GRU_RESET_BEFORE: 0 gives dn and dz, 1 gives dr from d(r*h) in `reset` */
     ptrdiff_t units;
     rc_rows saved, saved_unit;
-    rc_rows h_prev; /* (units); only GRU reads it, for the others it may be empty */
+    rc_rows h_prev; /* (units): GRU reads it; the others fetch it for the weights' gradients, or have none */
     rc_rows dy;     /* (units) or NULL */
     rc_rows dh;     /* in: dh from step t+1, whole vectors; out: the part of dh_{t-1} that does not pass through R */
     rc_rows dc;     /* LSTM, in place, whole vectors */
@@ -136,8 +136,8 @@ typedef struct {
     rc_rows dz;     /* out, gate after gate, exactly `units` apart */
     ptrdiff_t row_begin, row_end;
     ptrdiff_t unit_begin, unit_end; /* in vectors */
-    ptrdiff_t ahead;    /* from a row of saved and saved_unit to the one that the next step reads, in rows */
-    ptrdiff_t dy_ahead; /* the same of dy, in elements */
+    ptrdiff_t ahead;    /* what to fetch: from a row of saved and saved_unit to that of the next step, in rows */
+    ptrdiff_t dy_ahead; /* the same of dy, in elements; neither changes a result */
 } rc_step_back;
 
 /* Layer normalisation of each gate of each row by itself: of the `units` pre-activations x of a gate
