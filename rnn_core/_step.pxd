@@ -1,6 +1,7 @@
 # One time step of a cell, the fast path.
 
 from rnn_core._kernels cimport *
+from rnn_core._outputs cimport Recent
 from rnn_core._plan cimport Block, Weights
 
 # What the threads of a step share; each works on a copy.
@@ -26,6 +27,7 @@ cdef class Stepper:
     cdef char *c
     cdef bint copies                   # h into h_prev
     cdef readonly bint busy            # a thread without the GIL is using `memory`
+    cdef Recent recent
     cdef object zeros                  # a layer's state where the caller gives none: (1, rows, units)
     cdef int prepare(self, Weights weights, ptrdiff_t rows) except -1
     cdef void compute(self, const float *x, const float *h, const float *c, float *out_h, float *out_c,

@@ -197,9 +197,10 @@ cdef class Network:
         variant: made for this call; table: of these weights, x is then the tokens, int64 as (T, B, 1) or (tokens);
         known: y holds what this call would write, and knows(weights).
         """
-        cdef Tape tape = Tape.__new__(Tape)
+        cdef Tape tape = Tape.__new__(Tape) if keep else None
         cdef Call call
-        cdef Batch *b = &tape.batch
+        cdef Batch passing
+        cdef Batch *b = &tape.batch if keep else &passing
         cdef int threads = self.team_size(rows), code = LAYOUTS[layout]
         cdef ptrdiff_t n = steps * rows if lengths is None else <ptrdiff_t>lengths.sum()
         cdef ptrdiff_t most = self.chunk_tokens() * threads

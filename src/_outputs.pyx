@@ -1,12 +1,17 @@
-"""Arrays for results: on cache lines, and in memory that earlier results left.
+"""Arrays for results: on cache lines, in memory that earlier results left, or small ones that nobody holds any more.
 
 NumPy asks the C library for each, which may give the memory of a large one back to the system each time: a loop of
 calls then pays for hundreds of page faults in each. And what begins within a cache line is stored line by line in two.
 """
 
 cimport numpy as cnp
+from cpython.ref cimport PyObject, Py_REFCNT
 
 from rnn_core._plan cimport Block, block
+
+cdef extern from "numpy/arrayobject.h":
+    ctypedef struct PyArrayObject_fields:
+        PyObject *weakreflist
 
 cnp.import_array()
 
@@ -14,6 +19,8 @@ cdef enum:
     SMALL = 1 << 16                    # bytes below which NumPy's own memory is as good, and sooner there
     LARGE = 1 << 24                    # bytes above which memory goes back to the system
     SPARE = 4                          # at most so many are kept
+    RECENT = 8                         # arrays that Recent holds, of at most so many bytes each
+    RECENT_BYTES = 1 << 15
 
 cdef list spare = []                   # blocks of results that are gone, the oldest first
 
@@ -62,6 +69,39 @@ cdef object empty_array(int ndim, cnp.npy_intp *shape, int type):
     array = cnp.PyArray_SimpleNewFromData(ndim, shape, type, taken.data)
     cnp.set_array_base(array, memory)
     return array
+
+
+cdef bint is_alike(array, int ndim, const cnp.npy_intp *shape, int type) noexcept:
+    """As empty_array would make it; a user may have changed shape, type or flags in place."""
+    if cnp.PyArray_TYPE(array) != type or not cnp.PyArray_ISCARRAY(array) or cnp.PyArray_NDIM(array) != ndim:
+        return False
+    return cnp.PyArray_CompareLists(cnp.PyArray_DIMS(array), shape, ndim)
+
+
+cdef class Recent:
+    """The latest small results. Loops of single steps let go of each a call or two later, and new arrays would take a
+    tenth of a small layer's step: one that nobody else holds, not even weakly, is a result again."""
+    def __init__(self):
+        self.arrays = []
+
+    cdef object empty(self, int ndim, cnp.npy_intp *shape, int type):
+        """As empty_array."""
+        cdef Py_ssize_t i
+        for i in range(len(self.arrays)):
+            array = self.arrays[i]
+            # held by the list and here; views and buffers hold their array
+            if Py_REFCNT(array) == 2 and (<PyArrayObject_fields *>array).weakreflist == NULL \
+                    and is_alike(array, ndim, shape, type):
+                return array
+        array = empty_array(ndim, shape, type)
+        if cnp.PyArray_NBYTES(array) > RECENT_BYTES:
+            return array
+        if len(self.arrays) < RECENT:
+            self.arrays.append(array)
+        else:
+            self.arrays[self.oldest] = array
+            self.oldest = (self.oldest + 1) % RECENT
+        return array
 
 
 def empty(tuple shape, dtype):

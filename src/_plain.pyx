@@ -6,7 +6,7 @@ caches after every step of training. So the look at the arguments, the results a
 
 cimport numpy as cnp
 
-from rnn_core._outputs cimport empty_array
+from rnn_core._outputs cimport Recent
 from rnn_core._step cimport Stepper
 
 cnp.import_array()
@@ -37,12 +37,13 @@ cdef class Plain:
     of one cell, calls of one step; without a network (None) no call is plain."""
     cdef object network
     cdef Stepper stepper
+    cdef Recent recent
     cdef bint has_c
     cdef int type
     cdef ptrdiff_t inputs, units, out, width, states
 
     def __init__(self, network, bint has_c, Stepper stepper):
-        self.network, self.has_c, self.stepper = network, has_c, stepper
+        self.network, self.has_c, self.stepper, self.recent = network, has_c, stepper, Recent()
         if network is None:
             return
         self.type = cnp.NPY_FLOAT32 if network.dtype.itemsize == 4 else cnp.NPY_FLOAT64
@@ -73,7 +74,7 @@ cdef class Plain:
     cdef object empty(self, cnp.npy_intp first, cnp.npy_intp second, cnp.npy_intp columns):
         cdef cnp.npy_intp[3] shape
         shape[0], shape[1], shape[2] = first, second, columns
-        return empty_array(3, shape, self.type)
+        return self.recent.empty(3, shape, self.type)
 
     cdef object empty_state(self, ptrdiff_t rows):
         h = self.empty(self.states, rows, self.out)

@@ -82,6 +82,7 @@ cdef class Stepper:
     has been written, `pack` is asked again. Arrays have `dims` axes, of which all but the last count rows."""
     def __init__(self, dict buffers, pack, int dims=2):
         self.buffers, self.pack, self.dims, self.stamp, self.rows = buffers, pack, dims, -1, -1
+        self.recent = Recent()
 
     cdef int prepare(self, Weights weights, ptrdiff_t rows) except -1:
         """Everything about a step of `rows` rows that does not change from call to call."""
@@ -189,9 +190,9 @@ cdef class Stepper:
         cdef cnp.npy_intp shape[2]
         if out is None:
             shape[0], shape[1] = self.rows, self.weights.directions.units
-            out = cnp.PyArray_EMPTY(2, shape, cnp.NPY_FLOAT32, 0)
+            out = self.recent.empty(2, shape, cnp.NPY_FLOAT32)
             if lstm:
-                out = out, cnp.PyArray_EMPTY(2, shape, cnp.NPY_FLOAT32, 0)
+                out = out, self.recent.empty(2, shape, cnp.NPY_FLOAT32)
         h, c, out_h, out_c = state, None, out, None
         if lstm:
             if not is_pair(state) or not is_pair(out):
@@ -221,12 +222,12 @@ cdef class Stepper:
         if not is_state(h) or lstm and not is_state(c):
             return None
         shape[0], shape[1], shape[2] = 1, rows, self.weights.directions.units
-        out_h = cnp.PyArray_EMPTY(3, shape, cnp.NPY_FLOAT32, 0)
-        out_c = cnp.PyArray_EMPTY(3, shape, cnp.NPY_FLOAT32, 0) if lstm else None
+        out_h = self.recent.empty(3, shape, cnp.NPY_FLOAT32)
+        out_c = self.recent.empty(3, shape, cnp.NPY_FLOAT32) if lstm else None
         if not self.do_step(x, h, c, out_h, out_c):
             return None
         shape[batch_first], shape[not batch_first] = 1, rows
-        y = cnp.PyArray_EMPTY(3, shape, cnp.NPY_FLOAT32, 0)
+        y = self.recent.empty(3, shape, cnp.NPY_FLOAT32)
         memcpy(cnp.PyArray_DATA(y), cnp.PyArray_DATA(out_h), cnp.PyArray_NBYTES(y))
         return y, (out_h, out_c) if lstm else out_h
 
