@@ -27,7 +27,7 @@ cdef class Stepper:
     cdef char *c
     cdef bint copies                   # h into h_prev
     cdef readonly bint busy            # a thread without the GIL is using `memory`
-    cdef Recent recent
+    cdef Recent recent                 # results
     cdef object zeros                  # a layer's state where the caller gives none: (1, rows, units)
     cdef int prepare(self, Weights weights, ptrdiff_t rows) except -1
     cdef void compute(self, const float *x, const float *h, const float *c, float *out_h, float *out_c,

@@ -16,11 +16,10 @@ cdef extern from "numpy/arrayobject.h":
 cnp.import_array()
 
 cdef enum:
-    SMALL = 1 << 16                    # bytes below which NumPy's own memory is as good, and sooner there
+    SMALL = 1 << 16                    # bytes below which NumPy's own memory is as good, and arrays are worth keeping
     LARGE = 1 << 24                    # bytes above which memory goes back to the system
     SPARE = 4                          # at most so many are kept
-    RECENT = 8                         # arrays that Recent holds, of at most so many bytes each
-    RECENT_BYTES = 1 << 15
+    RECENT = 8                         # small arrays that each Recent holds
 
 cdef list spare = []                   # blocks of results that are gone, the oldest first
 
@@ -94,7 +93,7 @@ cdef class Recent:
                     and is_alike(array, ndim, shape, type):
                 return array
         array = empty_array(ndim, shape, type)
-        if cnp.PyArray_NBYTES(array) > RECENT_BYTES:
+        if cnp.PyArray_NBYTES(array) >= SMALL:
             return array
         if len(self.arrays) < RECENT:
             self.arrays.append(array)
