@@ -100,7 +100,7 @@ cdef struct Team:
 cdef bint meet(Team *team) noexcept nogil
 cdef bint interrupted(Team *team, int steps) noexcept nogil
 cdef void share(ptrdiff_t n, int rank, int size, ptrdiff_t *begin, ptrdiff_t *end) noexcept nogil
-cdef void share_panels(ptrdiff_t vectors, ptrdiff_t each, const Team *team, ptrdiff_t *begin,
+cdef void share_panels(ptrdiff_t columns, ptrdiff_t each, const Team *team, ptrdiff_t *begin,
                        ptrdiff_t *end) noexcept nogil
 
 # The sequences that this thread takes through step t.

@@ -288,7 +288,7 @@ cdef bint backward_pass(BackPass *p, const Batch *b, Team *team, const Chunks *c
     cdef ptrdiff_t i, at, vectors = rc_vectors(p.d.units, p.kernels.lanes)
     part.unit_begin, part.unit_end = 0, vectors
     if team.units:
-        share_panels(vectors, 4, team, &part.unit_begin, &part.unit_end)
+        share_panels(p.d.units, 4 * p.kernels.lanes, team, &part.unit_begin, &part.unit_end)
         part.unit_begin, part.unit_end = 4 * part.unit_begin, min(4 * part.unit_end, vectors)
     begin_gradients(p, team)
     for i in range(chunks.count):

@@ -220,9 +220,7 @@ cdef class Network:
             <rc_cell>self.cell, self.units, hats, rows, self.kernels) if weights.directions.normed else 0
         cdef Block scratch = self.check_out(self.forward_bytes(b, call.held, threads, keep) + norms)
         cdef Block memory = self.tape_block(self.tape_bytes(b, masks is not None) + norms) if keep else scratch
-        offsets = None
-        if code == CONCATENATED:
-            offsets = np.concatenate(([0], np.cumsum(lengths[:-1]))) if rows else np.zeros(0, np.int64)
+        offsets = np.cumsum(lengths) - lengths if code == CONCATENATED else None
         call.kernels, call.batch = self.kernels, b
         call.layers, call.directions, call.units = self.layers, self.directions, self.by_units(rows, threads)
         call.units = call.units and not call.staged and all_h is None and variant is None

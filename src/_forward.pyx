@@ -98,7 +98,7 @@ cdef void panels_of(const Pass *p, const rc_shape *shape, const Team *team, ptrd
                     ptrdiff_t *end) noexcept nogil:
     begin[0], end[0] = 0, rc_panels(shape, p.kernels.lanes)
     if team.units:
-        share_panels(rc_vectors(shape.units, p.kernels.lanes), 1 if shape.gates > 1 else 4, team, begin, end)
+        share_panels(shape.units, (1 if shape.gates > 1 else 4) * p.kernels.lanes, team, begin, end)
 
 
 cdef inline ptrdiff_t enter_step(const Batch *b, const Team *team, ptrdiff_t t, Part *part) noexcept nogil:

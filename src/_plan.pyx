@@ -106,13 +106,13 @@ cdef void share(ptrdiff_t n, int rank, int size, ptrdiff_t *begin, ptrdiff_t *en
     end[0] = (n * (rank + 1) + turn) // size
 
 
-cdef void share_panels(ptrdiff_t vectors, ptrdiff_t each, const Team *team, ptrdiff_t *begin,
+cdef void share_panels(ptrdiff_t columns, ptrdiff_t each, const Team *team, ptrdiff_t *begin,
                        ptrdiff_t *end) noexcept nogil:
-    """The panels of `each` vectors that fall to a thread. It is the vectors that are shared out evenly: the last panel
-    may hold fewer."""
-    cdef ptrdiff_t panels = (vectors + each - 1) // each, n = each * team.size
-    begin[0] = min((vectors * team.rank + n // 2) // n, panels)
-    end[0] = panels if team.rank + 1 == team.size else min((vectors * (team.rank + 1) + n // 2) // n, panels)
+    """The panels of `each` columns that fall to a thread. It is the columns that are shared out evenly: the last panel
+    may have fewer, and then cost less."""
+    cdef ptrdiff_t panels = (columns + each - 1) // each, n = each * team.size
+    begin[0] = min((columns * team.rank + n // 2) // n, panels)
+    end[0] = panels if team.rank + 1 == team.size else min((columns * (team.rank + 1) + n // 2) // n, panels)
 
 
 # ----------------------------------------------------------------------------------------------------------- weights

@@ -4,18 +4,19 @@
 static void pack(const rc_shape *shape, const void *src, ptrdiff_t column_stride, ptrdiff_t row_stride, void *packed) {
     const real *from = src;
     real *to = packed;
-    const ptrdiff_t vectors = rc_vectors(shape->units, LANES), panels = rc_panels(shape, LANES);
+    const ptrdiff_t panels = rc_panels(shape, LANES);
     for (ptrdiff_t p = 0; p < panels; p++) {
-        const ptrdiff_t left = vectors - 4 * p;
-        const int count = shape->gates > 1 ? shape->gates : left < 4 ? (int)left : 4;
+        const ptrdiff_t width = is_half(shape, p) ? HALF_LANES : LANES; /* of a gate, or of a neighbouring vector */
+        const int count = (int)(vectors_of(shape, p) * LANES / width);
         for (ptrdiff_t k = 0; k < shape->k; k++) {
-            for (int v = 0; v < count; v++, to += LANES) {
+            for (int v = 0; v < count; v++, to += width) {
                 const ptrdiff_t gate = shape->gates > 1 ? v : 0;
                 const ptrdiff_t unit = (shape->gates > 1 ? p : 4 * p + v) * LANES;
                 const real *column = from + (gate * shape->units + unit) * column_stride + k * row_stride;
-                const ptrdiff_t valid = shape->units - unit < LANES ? shape->units - unit : LANES;
+                const ptrdiff_t left = gate < shape->gates ? shape->units - unit : 0;
+                const ptrdiff_t valid = left < width ? left : width;
                 for (ptrdiff_t l = 0; l < valid; l++) to[l] = column[l * column_stride];
-                for (ptrdiff_t l = valid; l < LANES; l++) to[l] = 0;
+                for (ptrdiff_t l = valid; l < width; l++) to[l] = 0;
             }
         }
     }

@@ -6,6 +6,7 @@
  *   vector   LANES columns (hidden units, or outputs of a matrix product) side by side
  *   panel    the vectors that a tile computes together: one of each gate of the same LANES hidden units
  *            (`gates` > 1), or four neighbouring vectors (`gates` == 1; the last panel may have fewer)
+ *   half     a last panel whose units fill at most half a vector: it is packed with two gates in a vector
  *   packed   [panel][k][vector of the panel][lane]: what a tile reads, in the order in which it reads it
  *   gate row [panel][vector of the panel][lane]: a row of gates or pre-activations, in the same order
  *
@@ -169,7 +170,7 @@ typedef struct {
     ptrdiff_t lanes;
     size_t itemsize;
     /* packed <- the matrix whose element of column n (gate g, unit u: n = g * units + u) and row k lies at
-     * src + n * column_stride + k * row_stride (elements). Writes rc_packed_size() elements. */
+     * src + n * column_stride + k * row_stride (elements). Writes at most rc_packed_size() elements. */
     void (*pack)(const rc_shape *, const void *src, ptrdiff_t column_stride, ptrdiff_t row_stride, void *packed);
     /* gate row <- a + b, vectors in gate order (either may be NULL: zero) */
     void (*pack_bias)(const rc_shape *, const void *a, const void *b, void *row);

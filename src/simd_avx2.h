@@ -33,6 +33,9 @@ static inline vf v_min(vf a, vf b) { return _mm256_min_ps(a, b); }
 static inline vf v_sqrt(vf a) { return _mm256_sqrt_ps(a); }
 static inline vf v_neg(vf a) { return _mm256_xor_ps(a, _mm256_set1_ps(-0.0f)); }
 static inline vf v_abs(vf a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a); }
+static inline vf v_join(vf a, vf b) { return _mm256_insertf128_ps(a, _mm256_castps256_ps128(b), 1); }
+static inline vf v_low(vf a) { return _mm256_zextps128_ps256(_mm256_castps256_ps128(a)); }
+static inline vf v_high(vf a) { return _mm256_zextps128_ps256(_mm256_extractf128_ps(a, 1)); }
 static inline vf v_pow2(vf n) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(n), 23)); }
 static inline vf v_exponent(vf a) {
     __m256i e = _mm256_srli_epi32(_mm256_castps_si256(v_abs(a)), 23);

@@ -33,6 +33,13 @@ static inline vf v_abs(vf a) { return _mm512_abs_ps(a); }
 static inline vf v_neg(vf a) {
     return _mm512_castsi512_ps(_mm512_xor_si512(_mm512_castps_si512(a), _mm512_set1_epi32(INT32_MIN)));
 }
+static inline vf v_join(vf a, vf b) {
+    return _mm512_castpd_ps(_mm512_insertf64x4(_mm512_castps_pd(a), _mm256_castps_pd(_mm512_castps512_ps256(b)), 1));
+}
+static inline vf v_low(vf a) { return _mm512_zextps256_ps512(_mm512_castps512_ps256(a)); }
+static inline vf v_high(vf a) {
+    return _mm512_zextps256_ps512(_mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(a), 1)));
+}
 static inline vf v_pow2(vf n) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(n), 23)); }
 static inline vf v_exponent(vf a) { return _mm512_getexp_ps(a); }
 typedef __m512i vi;

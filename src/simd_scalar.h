@@ -10,6 +10,8 @@
  *                                         upper one of its mantissa say; on 32 bytes' boundary (float only)
  *   v_lt(a, b, x, y)                      a < b ? x : y
  *   v_copysign(mag, sgn)                  |mag| with the sign of sgn
+ *   v_join(a, b)                          the lower half of a, then that of b
+ *   v_low(a) / v_high(a)                  that half of a, then zeros
  */
 #include <math.h>
 #include <string.h>
@@ -51,6 +53,9 @@ LANEWISE1(v_abs, REAL_ABS(a.lane[l]))
 LANEWISE1(v_neg, -a.lane[l])
 LANEWISE1(v_exponent, REAL_LOGB(a.lane[l]))
 LANEWISE2(v_copysign, REAL_COPYSIGN(a.lane[l], b.lane[l]))
+LANEWISE2(v_join, l < LANES / 2 ? a.lane[l] : b.lane[l - LANES / 2])
+LANEWISE1(v_low, l < LANES / 2 ? a.lane[l] : 0)
+LANEWISE1(v_high, l < LANES / 2 ? a.lane[l + LANES / 2] : 0)
 static inline vf v_lt(vf a, vf b, vf x, vf y) {
     vf r;
     EACH_LANE { r.lane[l] = a.lane[l] < b.lane[l] ? x.lane[l] : y.lane[l]; }

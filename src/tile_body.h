@@ -31,8 +31,23 @@ INLINE void rows_of(const rc_rows *rows, ptrdiff_t first, const int count, real 
 
 INLINE int has_rows(const rc_rows *rows) { return rows->ptr || rows->base; }
 
-/* Vectors in a full panel. */
+/* Vectors in a whole panel. */
 INLINE int panel_vectors(const rc_shape *shape) { return shape->gates > 1 ? shape->gates : 4; }
+
+/* A half panel: two gates in a vector (kernels.h). */
+#define HALF_LANES (LANES / 2)
+#define HALF_VECTORS(gates) (((gates) + 1) / 2)
+
+INLINE int is_half(const rc_shape *shape, ptrdiff_t panel) {
+    return shape->gates > 1 && shape->units - panel * LANES <= HALF_LANES;
+}
+
+/* The vectors that a panel really has. */
+INLINE int vectors_of(const rc_shape *shape, ptrdiff_t panel) {
+    if (shape->gates > 1) return is_half(shape, panel) ? HALF_VECTORS(shape->gates) : shape->gates;
+    const ptrdiff_t left = rc_vectors(shape->units, LANES) - 4 * panel;
+    return left < 4 ? (int)left : 4;
+}
 
 /* What all tiles of a product share. */
 typedef struct product {
@@ -129,28 +144,56 @@ INLINE void multiply_cut(const int vectors, const int chains, const product *g, 
 /* The same of a tile that writes to far memory, in as many pieces as it has rows: before each it fetches what it will
  * store to one of them. All those lines at once gained nothing: probably they take the place of those that the loop
  * waits for. */
-INLINE void multiply_far(const int rows, const int vectors, const product *g, real *const *a, const real *b,
-                         ptrdiff_t row, ptrdiff_t panel, vf acc[][4], const real *later, ptrdiff_t step) {
+INLINE void multiply_far(const int rows, const int vectors, const int whole, const product *g, real *const *a,
+                         const real *b, ptrdiff_t row, ptrdiff_t panel, vf acc[][4], const real *later,
+                         ptrdiff_t step) {
     const ptrdiff_t k = g->shape->k, piece = (g->k_end - g->k_begin) / rows & ~(ptrdiff_t)1;
     for (int r = 0; r < rows; r++) {
         const ptrdiff_t begin = g->k_begin + r * piece, end = r + 1 < rows ? begin + piece : g->k_end;
-        gemm_fetch(g->job, row + r, panel, vectors);
+        gemm_fetch(g->job, row + r, panel, whole);
         if (step) multiply(rows, 1, vectors, a, b, k, begin, end, acc, 1, later, step);
         else multiply(rows, 1, vectors, a, b, k, begin, end, acc, 0, b, 0);
     }
 }
 
+/* What a tile starts from, of a half panel with two gates in a vector. */
+INLINE void start(enum kind kind, const int rows, const int panels, const int vectors, const int whole,
+                  const product *g, ptrdiff_t row, ptrdiff_t panel, vf acc[][4]) {
+    vf z[MAX_ROWS][4];
+    if (vectors == whole) {
+        tile_start(kind, g->job, row, panel, rows, panels, vectors, acc);
+        return;
+    }
+    tile_start(kind, g->job, row, panel, rows, 1, whole, z);
+    EACH_VECTOR(p, r, v) acc[r][v] = v_join(z[r][2 * v], 2 * v + 1 < whole ? z[r][2 * v + 1] : v_zero());
+}
+
+/* What becomes of its sums, those of a half panel in whole vectors again. */
+INLINE void finish(enum kind kind, const int rows, const int panels, const int vectors, const int whole,
+                   const product *g, ptrdiff_t row, ptrdiff_t panel, vf acc[][4]) {
+    vf z[MAX_ROWS][4];
+    if (vectors == whole) {
+        tile_finish(kind, g->job, row, panel, rows, panels, vectors, acc);
+        return;
+    }
+    EACH_VECTOR(p, r, v) {
+        z[r][2 * v] = v_low(acc[r][v]);
+        if (2 * v + 1 < whole) z[r][2 * v + 1] = v_high(acc[r][v]);
+    }
+    tile_finish(kind, g->job, row, panel, rows, 1, whole, z);
+}
+
 /* A tile, with k cut into `chains` partial sums where there are too few accumulators to hide the latency of a
  * multiply-add; their sum is a fixed tree. Weights so small are never far. */
-INLINE void tile(enum kind kind, const int rows, const int panels, const int vectors, const int chains,
-                 const product *g, const real *b, ptrdiff_t row, ptrdiff_t panel, const real *later, ptrdiff_t step) {
+INLINE void tile(enum kind kind, const int rows, const int panels, const int vectors, const int whole,
+                 const int chains, const product *g, const real *b, ptrdiff_t row, ptrdiff_t panel, const real *later,
+                 ptrdiff_t step) {
     real *a[MAX_ROWS];
     vf acc[4][MAX_ROWS][4];
-    const int whole = chains > 1; /* never in blocks */
-    const int first = whole || g->k_begin == 0, last = whole || g->k_end == g->shape->k;
+    const int first = chains > 1 || g->k_begin == 0, last = chains > 1 || g->k_end == g->shape->k;
     rows_of(g->a, row, rows, a);
     if (first) {
-        tile_start(kind, g->job, row, panel, rows, panels, vectors, acc[0]);
+        start(kind, rows, panels, vectors, whole, g, row, panel, acc[0]);
     } else {
         EACH_VECTOR(p, r, v) acc[0][p * rows + r][v] = g->sums[row - g->row_begin + p * rows + r][v];
     }
@@ -159,7 +202,7 @@ INLINE void tile(enum kind kind, const int rows, const int panels, const int vec
     }
     if (chains > 1) multiply_cut(vectors, chains, g, a, b, acc);
     else if (kind == GEMM && panels == 1 && rows > 2 && g->far && last && g->k_end - g->k_begin >= LONG)
-        multiply_far(rows, vectors, g, a, b, row, panel, acc[0], later, step);
+        multiply_far(rows, vectors, whole, g, a, b, row, panel, acc[0], later, step);
     else multiply_tile(rows, panels, vectors, g, a, b, acc[0], later, step);
     UNROLL for (int v = 0; v < vectors && chains > 1; v++) {
         vf *sum = &acc[0][0][v];
@@ -167,7 +210,7 @@ INLINE void tile(enum kind kind, const int rows, const int panels, const int vec
         if (chains == 4) *sum = v_add(*sum, v_add(acc[2][0][v], acc[3][0][v]));
     }
     if (last) {
-        tile_finish(kind, g->job, row, panel, rows, panels, vectors, acc[0]);
+        finish(kind, rows, panels, vectors, whole, g, row, panel, acc[0]);
     } else {
         EACH_VECTOR(p, r, v) g->sums[row - g->row_begin + p * rows + r][v] = acc[0][p * rows + r][v];
     }
@@ -186,27 +229,38 @@ typedef struct {
     tile_fn *cut[2];              /* one row and panel, k in 2 or 4 chains */
 } tiles;
 
-#define TILE(name, kind, rows, panels, least, vectors, chains) \
+#define TILE(name, kind, rows, panels, least, vectors, whole, chains) \
     static __attribute__((noinline)) void name(const product *g, const real *b, ptrdiff_t row, ptrdiff_t panel, \
                                                const real *later, ptrdiff_t step) { \
-        if (panels >= least && rows * (panels) <= MAX_ROWS && rows * (panels) * vectors <= TILE_VECTORS) \
-            tile(kind, rows, panels, vectors, chains, g, b, row, panel, later, step); \
+        if (panels >= least && rows * (panels) <= MAX_ROWS && rows * (panels) * (vectors) <= TILE_VECTORS) \
+            tile(kind, rows, panels, vectors, whole, chains, g, b, row, panel, later, step); \
     }
-#define ROWS_TILE(kind, v, rows) TILE(kind##_##v##_##rows, kind, rows, 1, 1, v, 1)
-#define WIDE_TILE(kind, v, rows) TILE(kind##_##v##_wide_##rows, kind, rows, WIDE_PANELS(rows, v), 2, v, 1)
-#define PAIR_TILE(kind, v) TILE(kind##_##v##_pair, kind, 1, 2, 2, v, 1)
-#define CUT_TILE(kind, v, chains) TILE(kind##_##v##_cut_##chains, kind, 1, 1, 1, v, chains)
+#define ROWS_TILE(kind, v, rows) TILE(kind##_##v##_##rows, kind, rows, 1, 1, v, v, 1)
+#define HALF_TILE(kind, gates, rows) \
+    TILE(kind##_half_##gates##_##rows, kind, rows, 1, 1, HALF_VECTORS(gates), gates, 1)
+#define WIDE_TILE(kind, v, rows) TILE(kind##_##v##_wide_##rows, kind, rows, WIDE_PANELS(rows, v), 2, v, v, 1)
+#define PAIR_TILE(kind, v) TILE(kind##_##v##_pair, kind, 1, 2, 2, v, v, 1)
+#define CUT_TILE(kind, v, chains) TILE(kind##_##v##_cut_##chains, kind, 1, 1, 1, v, v, chains)
+#define HALF_CUT_TILE(kind, gates, chains) \
+    TILE(kind##_half_##gates##_cut_##chains, kind, 1, 1, 1, HALF_VECTORS(gates), gates, chains)
+#define EACH_ROWS(tile, kind, v) \
+    tile(kind, v, 1) tile(kind, v, 2) tile(kind, v, 3) tile(kind, v, 4) \
+    tile(kind, v, 5) tile(kind, v, 6) tile(kind, v, 7) tile(kind, v, 8)
+#define ROWS_NAMES(name) {0, name##_1, name##_2, name##_3, name##_4, name##_5, name##_6, name##_7, name##_8}
 #define DEFINE_TILES(kind, v) \
-    ROWS_TILE(kind, v, 1) ROWS_TILE(kind, v, 2) ROWS_TILE(kind, v, 3) ROWS_TILE(kind, v, 4) \
-    ROWS_TILE(kind, v, 5) ROWS_TILE(kind, v, 6) ROWS_TILE(kind, v, 7) ROWS_TILE(kind, v, 8) \
+    EACH_ROWS(ROWS_TILE, kind, v) \
     WIDE_TILE(kind, v, 1) WIDE_TILE(kind, v, 2) WIDE_TILE(kind, v, 3) WIDE_TILE(kind, v, 4) \
     PAIR_TILE(kind, v) CUT_TILE(kind, v, 2) CUT_TILE(kind, v, 4) \
     static const tiles kind##_##v = { \
-        {0, kind##_##v##_1, kind##_##v##_2, kind##_##v##_3, kind##_##v##_4, kind##_##v##_5, kind##_##v##_6, \
-         kind##_##v##_7, kind##_##v##_8}, \
+        ROWS_NAMES(kind##_##v), \
         {0, kind##_##v##_wide_1, kind##_##v##_wide_2, kind##_##v##_wide_3, kind##_##v##_wide_4}, \
         kind##_##v##_pair, \
         {kind##_##v##_cut_2, kind##_##v##_cut_4}};
+/* A product has at most one half panel, which stands alone. */
+#define DEFINE_HALF(kind, gates) \
+    EACH_ROWS(HALF_TILE, kind, gates) HALF_CUT_TILE(kind, gates, 2) HALF_CUT_TILE(kind, gates, 4) \
+    static const tiles kind##_half_##gates = { \
+        ROWS_NAMES(kind##_half_##gates), {0}, 0, {kind##_half_##gates##_cut_2, kind##_half_##gates##_cut_4}};
 
 DEFINE_TILES(GEMM, 1)
 DEFINE_TILES(GEMM, 2)
@@ -223,6 +277,12 @@ DEFINE_TILES(GRU_N, 4)
 DEFINE_TILES(LSTM, 4)
 DEFINE_TILES(GRU, 3)
 DEFINE_TILES(GRU_RZ, 2)
+DEFINE_HALF(GEMM, 2)
+DEFINE_HALF(GEMM, 3)
+DEFINE_HALF(GEMM, 4)
+DEFINE_HALF(LSTM, 4)
+DEFINE_HALF(GRU, 3)
+DEFINE_HALF(GRU_RZ, 2)
 
 static const tiles *const all_tiles[][5] = {
     [GEMM] = {0, &GEMM_1, &GEMM_2, &GEMM_3, &GEMM_4},
@@ -232,18 +292,18 @@ static const tiles *const all_tiles[][5] = {
     [GRU_RZ] = {0, 0, &GRU_RZ_2},
     [GRU_N] = {0, &GRU_N_1, &GRU_N_2, &GRU_N_3, &GRU_N_4},
 };
+/* By gates. */
+static const tiles *const half_tiles[][5] = {
+    [GEMM] = {0, 0, &GEMM_half_2, &GEMM_half_3, &GEMM_half_4},
+    [LSTM] = {0, 0, 0, 0, &LSTM_half_4},
+    [GRU] = {0, 0, 0, &GRU_half_3},
+    [GRU_RZ] = {0, 0, &GRU_RZ_half_2},
+};
 
 /* ------------------------------------------------------------------------------------------------------ all tiles */
 
 static const real *panel_of(const product *g, ptrdiff_t panel) {
     return g->packed + panel * panel_vectors(g->shape) * LANES * g->shape->k;
-}
-
-/* The vectors that a panel really has. */
-static int vectors_of(const product *g, ptrdiff_t panel) {
-    if (g->shape->gates > 1) return g->shape->gates;
-    const ptrdiff_t left = rc_vectors(g->shape->units, LANES) - 4 * panel;
-    return left < 4 ? (int)left : 4;
 }
 
 static ptrdiff_t bytes_of(const product *g) {
@@ -294,7 +354,7 @@ static ptrdiff_t block_of(const product *g, const int vectors, ptrdiff_t most, p
 /* A panel in blocks of `size`: the accumulators wait in `sums`. */
 static __attribute__((noinline)) void run_blocks(const tiles *by_rows, const product *all, ptrdiff_t panel,
                                                  ptrdiff_t count, ptrdiff_t size, const real *next, ptrdiff_t step) {
-    const ptrdiff_t k = all->shape->k, columns = vectors_of(all, panel) * LANES;
+    const ptrdiff_t k = all->shape->k, columns = vectors_of(all->shape, panel) * LANES;
     vf sums[BLOCKED_ROWS][4];
     product g = *all;
     g.sums = sums;
@@ -307,7 +367,7 @@ static __attribute__((noinline)) void run_blocks(const tiles *by_rows, const pro
 /* All rows times one panel. Meanwhile the next one is fetched (after the last one the first, for the next step, unless
  * that goes the other way); a small tile that is the only one reads its panel as fast as it comes. */
 static void run_panel(const tiles *by_rows, const product *g, ptrdiff_t panel) {
-    const int vectors = vectors_of(g, panel);
+    const int vectors = vectors_of(g->shape, panel);
     const ptrdiff_t most = TILE_VECTORS / vectors < MAX_ROWS ? TILE_VECTORS / vectors : MAX_ROWS;
     const ptrdiff_t rows = g->row_end - g->row_begin, count = (rows + most - 1) / most;
     const int fetch = bytes_of(g) > FAR && (count > 1 || rows > WIDE_ROWS);
@@ -344,7 +404,7 @@ static void plan_run(enum kind kind, product *g) {
     if (wide < 2 || rows * wide > MAX_ROWS) return;
     g->wide = (int)wide;
     g->group = pair ? all_tiles[kind][full]->pair : all_tiles[kind][full]->wide[rows];
-    g->groups = (vectors_of(g, g->panel_end - 1) != full ? panels - 1 : panels) / wide;
+    g->groups = (vectors_of(g->shape, g->panel_end - 1) != full ? panels - 1 : panels) / wide;
     g->count = g->groups + panels - g->groups * wide;
 }
 
@@ -352,7 +412,8 @@ static void plan_run(enum kind kind, product *g) {
 INLINE void run_at(enum kind kind, const product *g, ptrdiff_t i) {
     const ptrdiff_t at = g->backwards ? g->count - 1 - i : i;
     const ptrdiff_t panel = g->panel_begin + (at < g->groups ? at * g->wide : g->groups * (g->wide - 1) + at);
-    const tiles *by_rows = all_tiles[kind][vectors_of(g, panel)];
+    const tiles *by_rows = is_half(g->shape, panel) ? half_tiles[kind][g->shape->gates]
+                                                    : all_tiles[kind][vectors_of(g->shape, panel)];
     if (at < g->groups) g->group(g, panel_of(g, panel), g->row_begin, panel, 0, 0);
     else if (g->chains > 1) run_cut(by_rows, g, panel);
     else run_panel(by_rows, g, panel);

@@ -108,15 +108,16 @@ static void large_gradient(const rc_kernels *k, ptrdiff_t n, ptrdiff_t other)
     free(c), free(with), free(d), free(beside), free(columns);
 }
 
-/* Weights of 1.7 MB in long panels, which several rows take in blocks of k: the bits of each row alone. */
-static void blocks(const rc_kernels *k)
+/* Weights of at least 1.6 MB in long panels, which several rows take in blocks of k: the bits of each row alone. Of
+ * four gates the last panel is a half one. */
+static void blocks(const rc_kernels *k, int gates)
 {
-    const ptrdiff_t n = 170, depth = 2503;
-    rc_shape shape = {depth, n, 1};
+    rc_shape shape = {2503, gates > 1 ? 36 : 170, gates};
+    const ptrdiff_t depth = shape.k, n = gates > 1 ? rc_row_size(&shape, k->lanes) : shape.units;
     void *weights = packed(k, &shape);
     for (ptrdiff_t m = 5; m < 70; m += 9) {
         rc_rows a = apart(m, depth), c = apart(m, n), alone = apart(m, n);
-        rc_gemm job = {shape, weights, NULL, 1, 0, a, c, 0, m, 0, rc_panels(&shape, k->lanes), 0, m % 2};
+        rc_gemm job = {shape, weights, NULL, 1, gates > 1, a, c, 0, m, 0, rc_panels(&shape, k->lanes), 0, m % 2};
         k->gemm(&job);
         job.c = alone;
         int same = 1;
@@ -256,7 +257,8 @@ static void all(const rc_kernels *k)
     }
     large_gradient(k, 523, 75);
     large_gradient(k, 521, 65); /* whose columns share a vector */
-    blocks(k);
+    blocks(k, 1);
+    blocks(k, 4);
     printf("%s: all kernels within their arrays\n", k->name);
 }
 
