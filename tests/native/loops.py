@@ -1,4 +1,5 @@
-"""Calls of every kind of the recurrent layers with 2, 3 and 5 threads, for `make sanitize` to run under TSan."""
+"""Calls of every kind of the recurrent layers, training steps and decoding with 2, 3 and 5 threads, for `make sanitize`
+to run under TSan."""
 
 import itertools
 
@@ -6,6 +7,7 @@ import numpy as np
 
 import rnn_core as rc
 from rnn_core import _testing
+from rnn_core.seq2seq import Decoder, Encoder
 
 # T, B, I, H, L, bidirectional: threads share out sequences or hidden units, of one or two groups, in one chunk or more,
 # or take turns with the chunks
@@ -36,6 +38,40 @@ def train(layer, x, lengths=None, **options):
     layer.backward(tape, np.ones_like(y))
 
 
+def single_steps(cell, normal):
+    """Of one sequence and of a few, whose weights come slice by slice or whole."""
+    for size, rows in itertools.product((48, 300), (1, 7)):
+        layer, x = cell(size, size, seed=0), normal(1, rows, size)
+        state = None
+        for _ in range(3):
+            _, state = layer(x, state)
+
+
+def training_step(rng, normal):
+    """Output layer, loss, clipping and optimiser, of sizes that are shared out."""
+    model = rc.Linear(96, 301, seed=0)
+    optimiser = rc.optim.Adam(model.params)
+    for _ in range(2):
+        logits, tape = model.forward(normal(40, 50, 96))
+        _, dlogits = rc.losses.cross_entropy(logits, rng.integers(0, 301, (40, 50)))
+        model.zero_grad()
+        model.backward(tape, dlogits)
+        rc.clip_grad_norm(model.grads, 1.0)
+        optimiser.step(model.grads)
+
+
+def translation(rng, attention, input_feeding):
+    """A step of training, then greedy, beam and sampled decoding."""
+    encoder = Encoder(num_embeddings=30, embedding_dim=32, hidden_size=48, bidirectional=True, seed=0)
+    decoder = Decoder(40, 32, 96, attention=attention, memory_size=encoder.output_size, input_feeding=input_feeding,
+                      start_token=0, end_token=1, seed=1)
+    model = rc.Seq2Seq(encoder, decoder)
+    sources = [rng.integers(2, 30, n) for n in rng.integers(1, 20, 33)]
+    model.learn(sources, [rng.integers(2, 40, n) for n in rng.integers(1, 20, 33)])
+    for options in ({"beam_size": 1}, {"beam_size": 4}, {"beam_size": 1, "sampling_topk": 5, "num_hypotheses": 2}):
+        model.decode(sources, max_decoding_length=20, return_attention=attention is not None, seed=0, **options)
+
+
 def main():
     rng = np.random.default_rng(0)
     _testing.wake_for_all(True)
@@ -43,8 +79,15 @@ def main():
     def normal(*shape):
         return rng.standard_normal(shape, dtype=np.float32)
 
+    for threads in (2, 3, 5):
+        rc.set_num_threads(threads)
+        training_step(rng, normal)
+        for attention, input_feeding in itertools.product((None, "general", "additive"), (False, True)):
+            if attention or not input_feeding:
+                translation(rng, attention, input_feeding)
     for threads, cell in itertools.product((2, 3, 5), (rc.RNN, rc.LSTM, rc.GRU)):
         rc.set_num_threads(threads)
+        single_steps(cell, normal)
         for T, B, I, H, L, bidirectional in SHAPES:
             layer, x = cell(I, H, L, seed=0, bidirectional=bidirectional), normal(T, B, I)
             for lengths in (None, rng.integers(1, T + 1, B)):
