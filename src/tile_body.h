@@ -156,9 +156,9 @@ INLINE void multiply_far(const int rows, const int vectors, const int whole, con
     }
 }
 
-/* What a tile starts from, of a half panel with two gates in a vector. */
-INLINE void start(enum kind kind, const int rows, const int panels, const int vectors, const int whole,
-                  const product *g, ptrdiff_t row, ptrdiff_t panel, vf acc[][4]) {
+/* What a tile starts from; of a half panel two gates joined in a vector. */
+INLINE void joined_start(enum kind kind, const int rows, const int panels, const int vectors, const int whole,
+                         const product *g, ptrdiff_t row, ptrdiff_t panel, vf acc[][4]) {
     vf z[MAX_ROWS][4];
     if (vectors == whole) {
         tile_start(kind, g->job, row, panel, rows, panels, vectors, acc);
@@ -168,9 +168,9 @@ INLINE void start(enum kind kind, const int rows, const int panels, const int ve
     EACH_VECTOR(p, r, v) acc[r][v] = v_join(z[r][2 * v], 2 * v + 1 < whole ? z[r][2 * v + 1] : v_zero());
 }
 
-/* What becomes of its sums, those of a half panel in whole vectors again. */
-INLINE void finish(enum kind kind, const int rows, const int panels, const int vectors, const int whole,
-                   const product *g, ptrdiff_t row, ptrdiff_t panel, vf acc[][4]) {
+/* What becomes of its sums; those of a half panel are parted into whole vectors again. */
+INLINE void parted_finish(enum kind kind, const int rows, const int panels, const int vectors, const int whole,
+                          const product *g, ptrdiff_t row, ptrdiff_t panel, vf acc[][4]) {
     vf z[MAX_ROWS][4];
     if (vectors == whole) {
         tile_finish(kind, g->job, row, panel, rows, panels, vectors, acc);
@@ -193,7 +193,7 @@ INLINE void tile(enum kind kind, const int rows, const int panels, const int vec
     const int first = chains > 1 || g->k_begin == 0, last = chains > 1 || g->k_end == g->shape->k;
     rows_of(g->a, row, rows, a);
     if (first) {
-        start(kind, rows, panels, vectors, whole, g, row, panel, acc[0]);
+        joined_start(kind, rows, panels, vectors, whole, g, row, panel, acc[0]);
     } else {
         EACH_VECTOR(p, r, v) acc[0][p * rows + r][v] = g->sums[row - g->row_begin + p * rows + r][v];
     }
@@ -210,7 +210,7 @@ INLINE void tile(enum kind kind, const int rows, const int panels, const int vec
         if (chains == 4) *sum = v_add(*sum, v_add(acc[2][0][v], acc[3][0][v]));
     }
     if (last) {
-        finish(kind, rows, panels, vectors, whole, g, row, panel, acc[0]);
+        parted_finish(kind, rows, panels, vectors, whole, g, row, panel, acc[0]);
     } else {
         EACH_VECTOR(p, r, v) g->sums[row - g->row_begin + p * rows + r][v] = acc[0][p * rows + r][v];
     }
