@@ -23,7 +23,7 @@ cdef int take_norms(Norms *n, const Direction *d, ptrdiff_t count, ptrdiff_t row
                     Block memory) except -1
 cdef size_t norm_back_bytes(ptrdiff_t units, ptrdiff_t dz_row, ptrdiff_t count, ptrdiff_t rows,
                             const rc_kernels *k) except? 0
-cdef int take_norms_back(Norms *n, const Norms *first, ptrdiff_t units, ptrdiff_t dz_row, ptrdiff_t count,
+cdef int take_norms_back(Norms *n, Norms *first, ptrdiff_t units, ptrdiff_t dz_row, ptrdiff_t count,
                          ptrdiff_t rows, const rc_kernels *k, Block memory) except -1
 # y <- gates `first` to first + gates of gate rows x normalised, y may be x; `row`: the first one of hat's.
 cdef void normalise(const rc_kernels *k, const Direction *d, const Norms *n, int which, int first, int gates, rc_rows x,

@@ -52,7 +52,7 @@ cdef size_t norm_back_bytes(ptrdiff_t units, ptrdiff_t dz_row, ptrdiff_t count, 
     return 2 * padded(count * dz_row, k.itemsize) + padded(count * row, k.itemsize) + padded(rows * row, k.itemsize)
 
 
-cdef int take_norms_back(Norms *n, const Norms *first, ptrdiff_t units, ptrdiff_t dz_row, ptrdiff_t count,
+cdef int take_norms_back(Norms *n, Norms *first, ptrdiff_t units, ptrdiff_t dz_row, ptrdiff_t count,
                          ptrdiff_t rows, const rc_kernels *k, Block memory) except -1:
     """Memory for the first direction, with chunks of `count` tokens; every other one has the same."""
     cdef ptrdiff_t row = whole(units, k.lanes)

@@ -227,7 +227,9 @@ cdef class Weights:
         self.kernels.pack_bias(&d.r, hidden, NULL, d.bias_hh)
         if d.cell == RC_GRU_RESET_BEFORE:
             d.bias_rn = b.take(rc_row_size(&d.rn, self.kernels.lanes) * itemsize)
-            self.kernels.pack_bias(&d.rn, NULL if hidden == NULL else hidden + 2 * d.units * itemsize, NULL, d.bias_rn)
+            if hidden != NULL:
+                hidden += 2 * d.units * itemsize
+            self.kernels.pack_bias(&d.rn, hidden, NULL, d.bias_rn)
         return 0
 
     cdef int pack_transposed(self, Direction *d, tuple arrays) except -1:

@@ -167,9 +167,9 @@ cdef class Stepper:
             return False
         cdef float *from_x = <float *>cnp.PyArray_DATA(x)
         cdef float *from_h = <float *>cnp.PyArray_DATA(h)
-        cdef float *from_c = <float *>cnp.PyArray_DATA(c) if lstm else NULL
+        cdef float *from_c = NULL if c is None else <float *>cnp.PyArray_DATA(c)
         cdef float *to_h = <float *>cnp.PyArray_DATA(out_h)
-        cdef float *to_c = <float *>cnp.PyArray_DATA(out_c) if lstm else NULL
+        cdef float *to_c = NULL if out_c is None else <float *>cnp.PyArray_DATA(out_c)
         if work < BRIEF:
             threads = awake(threads)
         if work <= SHORT:
