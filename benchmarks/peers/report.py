@@ -110,8 +110,10 @@ def into(data: dict, document: Path, picture: Path) -> None:
 
 
 def _picture(scores: list[Score], path: Path) -> None:
-    """Ratio to the fastest peer and share of the limit, a pair of bars a row and thread count."""
+    """Ratio to the fastest peer and share of the limit, a bar for each row and thread count. The ratio's bars begin at
+    1, on a logarithmic scale: to the right is faster."""
     from matplotlib import pyplot as plt
+    from matplotlib.ticker import FixedLocator, NullLocator
 
     names = list(dict.fromkeys(s.row.name for s in scores))
     threads = sorted({s.threads for s in scores})
@@ -120,9 +122,16 @@ def _picture(scores: list[Score], path: Path) -> None:
         here = {s.row.name: s for s in scores if s.threads == count}
         rows = [k + 0.4 * (n - (len(threads) - 1) / 2) for k, name in enumerate(names) if name in here]
         shown = [here[name] for name in names if name in here]
-        axes[0].barh(rows, [s.ratio or 0 for s in shown], 0.38, label=plural(count))
+        axes[0].barh(rows, [(s.ratio or 1) - 1 for s in shown], 0.38, left=1, label=plural(count))
         axes[1].barh(rows, [s.share for s in shown], 0.38, label=plural(count))
-    axes[0].set(yticks=range(len(names)), xlabel="times as fast as the fastest peer")
+    ratios = [s.ratio for s in scores if s.ratio]
+    axes[0].set(yticks=range(len(names)), ylim=(-0.7, len(names) - 0.3))
+    axes[0].set(xlabel="times as fast as the fastest peer", xscale="log")
+    axes[0].set(xlim=(min([0.9, *ratios]), max([1.5, *ratios]) * 1.1), axisbelow=True)
+    axes[0].xaxis.set_major_locator(FixedLocator([0.25, 0.5, 1, 1.5, 2, 3, 5, 10, 20, 50]))
+    axes[0].xaxis.set_major_formatter("{x:g}")
+    axes[0].xaxis.set_minor_locator(NullLocator())
+    axes[0].grid(axis="x", linewidth=0.3)
     axes[0].set_yticklabels(names, fontsize=8)
     axes[0].axvline(1, color="black", linewidth=0.8)
     axes[0].invert_yaxis()
